@@ -1,0 +1,149 @@
+"""The block port: the seam between SCSI (and every other interface) and storage.
+
+A Device takes Requests and gives them back as Completions, later and in any order; payload lies in Buffers that the
+device's Pool hands out, because they *are* the memory that the volume server reads and writes. Nothing here blocks.
+
+    buffer = pool.allocate(4096)                      # None: no room now
+    device.submit(Request(Operation.READ, offset_bytes=0, length_bytes=4096, buffer=buffer))
+    … device's owner flushes its ring once a turn, collects completions, and calls request.done(completion)
+
+From submit to completion a buffer belongs to the server (CONTRACTS 2); whoever aborts waits for the completion before
+the buffer is released. This module knows no shared memory, no SCSI and no iSCSI.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+
+class Operation(enum.IntEnum):
+    """What a request asks for. The numbers are those of the ring's opcodes (asserted in shm_client)."""
+
+    READ = 1
+    WRITE = 2
+    FLUSH = 3
+    DISCARD = 4
+    WRITE_ZEROES = 5
+    FENCE = 6
+    WRITE_SAME = 7
+
+
+class Error(enum.Enum):
+    """Why storage failed. ``commands.sense`` gives each its sense, ``shm_client`` each its errno."""
+
+    OUT_OF_RANGE = "beyond the end of the volume"
+    NO_SPACE = "the store is full"
+    READ_ONLY = "the volume is open for reading only"
+    MEDIUM_READ = "the store could not read"
+    MEDIUM_WRITE = "the store could not write"
+    WRITE_FAULT = "a flush failed; what it should have kept may be lost"
+    UNSUPPORTED = "the store can't do this"
+    INVALID = "the server refused the request as malformed"
+    CANCELLED = "a fence discarded the request before it was started"
+    UNREACHABLE = "the volume server is gone; nothing is known to be lost, try again"
+    OUTCOME_UNKNOWN = "the volume server went away in the middle"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A volume's shape. ``generation`` counts its changes of size."""
+
+    size_bytes: int
+    logical_block_bytes: int = 512
+    physical_block_bytes: int = 4096
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a device can do."""
+
+    can_write: bool = True
+    can_discard: bool = True
+    can_write_zeroes: bool = True
+    can_write_same: bool = True
+
+
+class Buffer(Protocol):
+    """A piece of the shared memory, in one part or several."""
+
+    length_bytes: int
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """The bytes [start, stop) of the buffer, as writable views in order; no copy."""
+
+    def extend(self, length_bytes: int) -> bool:
+        """Grow to ``length_bytes``, all or nothing. False: no room now."""
+
+    def release(self) -> None:
+        """Give the memory back. Only when no request and no socket holds it. Twice is a mistake (assert)."""
+
+
+class Pool(Protocol):
+    """Hands out Buffers, and keeps room for what open command windows may still bring (CONTRACTS 3).
+
+    All figures are in slots of ``slot_bytes``; a buffer takes whole slots.
+    """
+
+    slot_bytes: int
+    capacity_slots: int
+    free_slots: int  # neither taken nor reserved
+    reserved_slots: int
+
+    def slots_for(self, length_bytes: int) -> int:
+        """Slots that a buffer of so many bytes takes."""
+
+    def reserve(self, slots: int) -> bool:
+        """Keep ``slots`` free for later. False: there are not so many."""
+
+    def unreserve(self, slots: int) -> None:
+        """Give a reservation back."""
+
+    def allocate(self, length_bytes: int, from_reserved_slots: int = 0) -> Buffer | None:
+        """A buffer, paid for from a reservation as far as that goes. None: no room, nothing has changed."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One operation on a device.
+
+    READ and WRITE move ``length_bytes`` between the volume at ``offset_bytes`` and the buffer from its start;
+    WRITE_SAME repeats the buffer's first ``pattern_bytes``. ``fua``: durable before it completes. ``done`` is called
+    with the completion, once, whatever happens. ``context`` belongs to the caller.
+    """
+
+    operation: Operation
+    offset_bytes: int = 0
+    length_bytes: int = 0
+    buffer: Buffer | None = None
+    fua: bool = False
+    no_unmap: bool = False  # WRITE_ZEROES: keep the space allocated
+    pattern_bytes: int = 0
+    done: Callable[[Completion], None] | None = None
+    finish: Callable[[Completion], Any] | None = None  # SCSI's next step (scsi.LogicalUnit)
+    context: Any = None
+
+
+class Completion(NamedTuple):
+    """What became of a request. ``done_bytes`` may be short for a READ across the end; ``detail`` is the opcode's."""
+
+    request: Request
+    error: Error | None
+    done_bytes: int
+    detail: int = 0
+
+
+class Device(Protocol):
+    """An open volume."""
+
+    geometry: Geometry
+    features: Features
+
+    def submit(self, request: Request) -> None:
+        """Take a request; never blocks. It is on its way at the latest when the owner next flushes."""
+
+    def fence(self, done: Callable[[], None]) -> None:
+        """Discard what is not started, call ``done`` when what is started has ended (CONTRACTS 2)."""

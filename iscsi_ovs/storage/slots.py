@@ -1,0 +1,162 @@
+"""Slots: the shared segment, cut in pieces of 64 KiB, handed out as Buffers (CONTRACTS 2 and 3).
+
+A buffer of several slots is one run of neighbours where there is one, so that nearly every request has one part; where
+the segment is fragmented it is several runs. A buffer is taken all or nothing. Beside the slots that are taken stand
+slots that are *reserved*: promised to open places of command windows, so that unsolicited data always has a place.
+This module does arithmetic on memory that it is handed; it maps nothing.
+"""
+
+from __future__ import annotations
+
+from shm_server.abi.ring import Part
+
+_FREE = 1
+
+
+class SlotPool:
+    """All slots of one segment. Not thread-safe: one loop owns it."""
+
+    def __init__(self, memory: memoryview, slot_bytes: int) -> None:
+        assert memory.format == "B"
+        assert not memory.readonly
+        self.slot_bytes = slot_bytes
+        self.capacity_slots = len(memory) // slot_bytes
+        self.free_slots = self.capacity_slots  # neither taken nor reserved
+        self.reserved_slots = 0
+        self.memory = memory
+        self._map = bytearray([_FREE]) * self.capacity_slots  # find() on it is a memchr
+        self._whole = [memory[at : at + slot_bytes] for at in range(0, self.capacity_slots * slot_bytes, slot_bytes)]
+
+    def slots_for(self, length_bytes: int) -> int:
+        return -(-length_bytes // self.slot_bytes)
+
+    def reserve(self, slots: int) -> bool:
+        if slots > self.free_slots:
+            return False
+        self.free_slots -= slots
+        self.reserved_slots += slots
+        return True
+
+    def unreserve(self, slots: int) -> None:
+        assert slots <= self.reserved_slots
+        self.reserved_slots -= slots
+        self.free_slots += slots
+
+    def allocate(self, length_bytes: int, from_reserved_slots: int = 0) -> SlotBuffer | None:
+        count = -(-length_bytes // self.slot_bytes) or 1
+        paid = count if count < from_reserved_slots else from_reserved_slots
+        if count - paid > self.free_slots:
+            return None
+        self.reserved_slots -= paid
+        self.free_slots -= count - paid
+        return SlotBuffer(self, self._take(count), length_bytes, count)
+
+    def take_more(self, count: int) -> list[tuple[int, int]] | None:
+        """``count`` more slots as runs, or None and nothing has changed."""
+        if count > self.free_slots:
+            return None
+        self.free_slots -= count
+        return self._take(count)
+
+    def _take(self, count: int) -> list[tuple[int, int]]:
+        """Runs (first slot, slots); the accounts say that they are there."""
+        free = self._map
+        if count == 1:
+            first = free.find(_FREE)
+            free[first] = 0
+            return [(first, 1)]
+        first = free.find(b"\x01" * count)
+        if first >= 0:
+            free[first : first + count] = bytes(count)
+            return [(first, count)]
+        runs = []
+        at = 0
+        while count:
+            first = free.find(_FREE, at)
+            assert first >= 0, "the accounts promised a slot that is not there"
+            at = free.find(0, first)
+            at = self.capacity_slots if at < 0 else at
+            length = min(count, at - first)
+            free[first : first + length] = bytes(length)
+            runs.append((first, length))
+            count -= length
+        return runs
+
+    def give_back(self, runs: list[tuple[int, int]], count: int) -> None:
+        """Slots of a released buffer."""
+        for first, length in runs:
+            if length == 1:
+                self._map[first] = _FREE
+            else:
+                self._map[first : first + length] = b"\x01" * length
+        self.free_slots += count
+
+    def view(self, first: int, start: int, stop: int) -> memoryview:
+        """Bytes [start, stop) counted from the start of slot ``first``; may run on into its neighbours."""
+        if start == 0 and stop == self.slot_bytes:
+            return self._whole[first]
+        base = first * self.slot_bytes
+        return self.memory[base + start : base + stop]
+
+    def close(self) -> None:
+        """Let go of the memory, so that its mapping can be closed. Buffers must not be used any more."""
+        for view in self._whole:
+            view.release()
+        self._whole.clear()
+        self.memory.release()
+
+
+class SlotBuffer:
+    """A buffer of whole slots (block.Buffer)."""
+
+    __slots__ = ("_count", "_pool", "_runs", "length_bytes")
+
+    def __init__(self, pool: SlotPool, runs: list[tuple[int, int]], length_bytes: int, count: int) -> None:
+        self._pool = pool
+        self._runs = runs
+        self._count = count
+        self.length_bytes = length_bytes
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        pool = self._pool
+        runs = self._runs
+        if len(runs) == 1:
+            return [pool.view(runs[0][0], start, stop)] if stop > start else []
+        found = []
+        base = 0
+        for first, length in runs:
+            end = base + length * pool.slot_bytes
+            if start < end and stop > base:
+                found.append(pool.view(first, max(start, base) - base, min(stop, end) - base))
+            base = end
+        return found
+
+    def parts(self, length_bytes: int) -> list[Part]:
+        """The first ``length_bytes`` as ring parts."""
+        runs = self._runs
+        if len(runs) == 1:
+            return [(runs[0][0], 0, length_bytes)]
+        parts = []
+        for first, length in runs:
+            piece = min(length_bytes, length * self._pool.slot_bytes)
+            if piece == 0:
+                break
+            parts.append((first, 0, piece))
+            length_bytes -= piece
+        return parts
+
+    def extend(self, length_bytes: int) -> bool:
+        more = self._pool.slots_for(length_bytes) - self._count
+        if more > 0:
+            runs = self._pool.take_more(more)
+            if runs is None:
+                return False
+            self._runs = self._runs + runs
+            self._count += more
+        self.length_bytes = max(length_bytes, self.length_bytes)
+        return True
+
+    def release(self) -> None:
+        assert self._count, "a buffer is released once"
+        self._pool.give_back(self._runs, self._count)
+        self._count = 0

@@ -1,0 +1,296 @@
+"""The control and management plane: typed messages on one Unix stream socket.
+
+A message is a 4-byte little-endian length and so many bytes of msgpack (at most 1 MiB), one tagged msgspec struct.
+A request carries an ``id`` that its one reply repeats; events carry a ``sequence`` and are answered by ``Ack`` where
+somebody waits for them. The reply to Attach brings four descriptors by SCM_RIGHTS, in this order: slot segment, ring
+mapping, submission doorbell, completion doorbell. The end of the stream is the death of the peer.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TypeAlias
+
+import msgspec
+
+from shm_server.abi import layout
+
+LENGTH = struct.Struct("<I")
+MAX_MESSAGE_BYTES = 1 << 20
+ATTACH_DESCRIPTORS = 4
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """Every message is one of these; the tag is the class's name."""
+
+
+# Requests, client → server ----------------------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """First on every connection. ``words`` says who we are, for people ("iscsi target pid 123")."""
+
+    id: int
+    version: int
+    words: str = ""
+
+
+class Attach(Message, frozen=True):
+    """Ask for a segment and rings. ``segment_bytes`` is a wish: the reply says what was given."""
+
+    id: int
+    segment_bytes: int
+    ring_entries: int = layout.DEFAULT_RING_ENTRIES
+
+
+class Open(Message, frozen=True):
+    """Open a volume. ``access`` is "r", "w" or "rw"; handles with the same ``owner`` share one writer's right."""
+
+    id: int
+    name: str
+    access: str
+    owner: str = ""
+    words: str = ""
+
+
+class Close(Message, frozen=True):
+    """Close a handle: its unstarted entries are discarded, the reply comes when the started ones are done."""
+
+    id: int
+    handle: int
+
+
+class Create(Message, frozen=True):
+    id: int
+    name: str
+    size_bytes: int
+
+
+class Remove(Message, frozen=True):
+    """``force``: ask the holders to let go (ReleaseRequested) and wait for that, else EBUSY."""
+
+    id: int
+    name: str
+    force: bool = False
+
+
+class Resize(Message, frozen=True):
+    id: int
+    name: str
+    size_bytes: int
+
+
+class Stat(Message, frozen=True):
+    id: int
+    name: str
+
+
+class List(Message, frozen=True):
+    id: int
+
+
+class ListHandles(Message, frozen=True):
+    """The open handles of every client with their counters."""
+
+    id: int
+
+
+class Subscribe(Message, frozen=True):
+    """Get VolumeCreated/Removed/Resized of every volume from now on (holders get theirs without asking).
+
+    Answered with Volumes: the list as it is at the moment the subscription begins.
+    """
+
+    id: int
+
+
+class Ack(Message, frozen=True):
+    """We have acted on the event ``sequence``. It has no reply."""
+
+    sequence: int
+
+
+# Replies, server → client -----------------------------------------------------------------------------------------
+
+
+class VolumeInfo(msgspec.Struct, frozen=True):
+    """A volume as the catalogue knows it. ``held`` is the writer's words, None when nobody holds it."""
+
+    name: str
+    uuid: str  # 32 hex digits, given at creation, never reused
+    size_bytes: int
+    allocated_bytes: int
+    generation: int  # counts changes of size
+    can_discard: bool
+    failed: bool = False
+    held: str | None = None
+
+
+class HandleInfo(msgspec.Struct, frozen=True):
+    """One open handle, with what it has moved since it was opened."""
+
+    handle: int
+    volume: str
+    access: str
+    owner: str
+    words: str
+    pid: int
+    read_bytes: int
+    written_bytes: int
+    reads: int
+    writes: int
+    in_flight: int
+
+
+class Welcome(Message, frozen=True):
+    id: int
+    version: int
+    instance: str  # random, new at each start of a server
+    pid: int
+    pool: str
+
+
+class Attached(Message, frozen=True):
+    id: int
+    slot_bytes: int
+    slot_count: int
+    submission_entries: int
+    completion_entries: int
+
+
+class Opened(Message, frozen=True):
+    id: int
+    handle: int
+    epoch: int
+    info: VolumeInfo
+
+
+class Volume(Message, frozen=True):
+    """Reply to Create, Resize, Stat."""
+
+    id: int
+    info: VolumeInfo
+
+
+class Volumes(Message, frozen=True):
+    id: int
+    infos: list[VolumeInfo]
+
+
+class Handles(Message, frozen=True):
+    id: int
+    infos: list[HandleInfo]
+
+
+class Done(Message, frozen=True):
+    """Reply to Close, Remove."""
+
+    id: int
+
+
+class Failed(Message, frozen=True):
+    """The request failed; ``errno`` is Linux's, ``message`` is for people. id 0: the connection itself is refused."""
+
+    id: int
+    errno: int
+    message: str
+
+
+# Events, server → client ------------------------------------------------------------------------------------------
+
+
+class VolumeCreated(Message, frozen=True):
+    sequence: int
+    info: VolumeInfo
+
+
+class VolumeRemoved(Message, frozen=True):
+    sequence: int
+    name: str
+    uuid: str
+
+
+class VolumeResized(Message, frozen=True):
+    """The store has grown and is durable. Whoever asked for the growth waits for our Ack (bounded)."""
+
+    sequence: int
+    info: VolumeInfo
+
+
+class ReleaseRequested(Message, frozen=True):
+    """Somebody removes the volume by force: close your handles on it, then Ack."""
+
+    sequence: int
+    name: str
+    uuid: str
+
+
+Request: TypeAlias = (
+    Hello | Attach | Open | Close | Create | Remove | Resize | Stat | List | ListHandles | Subscribe | Ack
+)
+Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | ReleaseRequested
+Reply: TypeAlias = Welcome | Attached | Opened | Volume | Volumes | Handles | Done | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answer_decoder: msgspec.msgpack.Decoder[Reply | Event] = msgspec.msgpack.Decoder(Reply | Event)
+
+
+class ControlError(OSError):
+    """A message that can't be: too long, not msgpack, unknown, or with a field of the wrong type (EPROTO)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EPROTO, message)
+
+
+def encode(message: Message) -> bytes:
+    """A message with its length in front."""
+    payload = _encoder.encode(message)
+    return LENGTH.pack(len(payload)) + payload
+
+
+class _Reader:
+    """Cuts a byte stream into messages; fed as it comes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def _payloads(self, data: bytes) -> list[bytes]:
+        buffer = self._buffer
+        buffer += data
+        payloads = []
+        start = 0
+        while len(buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(buffer, start)
+            if length > MAX_MESSAGE_BYTES:
+                raise ControlError(f"a control message of {length} bytes (at most {MAX_MESSAGE_BYTES})")
+            if len(buffer) - start - LENGTH.size < length:
+                break
+            start += LENGTH.size
+            payloads.append(bytes(buffer[start : start + length]))
+            start += length
+        del buffer[:start]
+        return payloads
+
+
+class RequestReader(_Reader):
+    """The server's side: bytes in, requests out."""
+
+    def feed(self, data: bytes) -> list[Request]:
+        """The requests that are now whole. Raises ControlError."""
+        try:
+            return [_request_decoder.decode(payload) for payload in self._payloads(data)]
+        except msgspec.DecodeError as error:
+            raise ControlError(f"a control message that can't be read: {error}") from None
+
+
+class AnswerReader(_Reader):
+    """The client's side: bytes in, replies and events out."""
+
+    def feed(self, data: bytes) -> list[Reply | Event]:
+        """The replies and events that are now whole. Raises ControlError."""
+        try:
+            return [_answer_decoder.decode(payload) for payload in self._payloads(data)]
+        except msgspec.DecodeError as error:
+            raise ControlError(f"a control message that can't be read: {error}") from None
