@@ -1,0 +1,53 @@
+# Two commands do all the set-up on a fresh Debian 12 that has git, make and python3:
+#
+#   make serve    a running volume server and iSCSI target   (make serve ARGS='--portal 127.0.0.1:3999 --volume a=1G')
+#   make test     the whole suite, real initiators and a Linux guest included
+#
+# Each makes what it needs, says what it installs before it does, and is quick the second time.
+
+SHELL   := /bin/bash
+PYTHON  ?= python3
+BIN     := .venv/bin
+ARGS    ?=
+WORKERS ?= 2
+
+# The environment is ready when a stamp of *this* pyproject.toml lies in it: the stamp is written last,
+# because a `python3 -m venv` that failed half way leaves a python behind that looks like success.
+.PHONY: env serve test lint bench soak traces packages-test packages-bench clean
+.DEFAULT_GOAL := test
+
+env:
+	@PYTHON='$(PYTHON)' tools/setup env
+
+packages-test packages-bench: packages-%:
+	@tools/setup packages $*
+
+serve: env
+	@exec $(BIN)/iscsi-ovs serve $(ARGS)
+
+# The tests that may run side by side, then those that need the machine to themselves. Both calls run whatever the first
+# says, and either can fail the target. pytest's code 5 (nothing was selected) is no failure of a selection that may be empty.
+test: env packages-test
+	@status=0; \
+	$(BIN)/pytest -n $(WORKERS) -m 'not serial and not soak' $(ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	$(BIN)/pytest -m 'serial and not soak' $(ARGS) || { code=$$?; [ $$code -eq 5 ] || status=$$code; }; \
+	exit $$status
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# This target beside Debian's tgtd, in one run (ARGS='--quick' for a first look).
+bench: env packages-bench
+	$(BIN)/python -m benchmarks.bench_iscsi $(ARGS)
+
+soak: env packages-test
+	$(BIN)/pytest -m soak --timeout 3600 $(ARGS)
+
+# Records tests/traces/*.pcapng anew from real initiators.
+traces: env packages-test
+	$(BIN)/python -m tests.traces.record $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
