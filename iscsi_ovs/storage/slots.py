@@ -109,16 +109,16 @@ class SlotPool:
 class SlotBuffer:
     """A buffer of whole slots (block.Buffer)."""
 
-    __slots__ = ("_count", "_pool", "_runs", "length_bytes")
+    __slots__ = ("_count", "_runs", "length_bytes", "pool")
 
     def __init__(self, pool: SlotPool, runs: list[tuple[int, int]], length_bytes: int, count: int) -> None:
-        self._pool = pool
+        self.pool = pool
         self._runs = runs
         self._count = count
         self.length_bytes = length_bytes
 
     def views(self, start: int, stop: int) -> list[memoryview]:
-        pool = self._pool
+        pool = self.pool
         runs = self._runs
         if len(runs) == 1:
             return [pool.view(runs[0][0], start, stop)] if stop > start else []
@@ -138,7 +138,7 @@ class SlotBuffer:
             return [(runs[0][0], 0, length_bytes)]
         parts = []
         for first, length in runs:
-            piece = min(length_bytes, length * self._pool.slot_bytes)
+            piece = min(length_bytes, length * self.pool.slot_bytes)
             if piece == 0:
                 break
             parts.append((first, 0, piece))
@@ -146,9 +146,9 @@ class SlotBuffer:
         return parts
 
     def extend(self, length_bytes: int) -> bool:
-        more = self._pool.slots_for(length_bytes) - self._count
+        more = self.pool.slots_for(length_bytes) - self._count
         if more > 0:
-            runs = self._pool.take_more(more)
+            runs = self.pool.take_more(more)
             if runs is None:
                 return False
             self._runs = self._runs + runs
@@ -158,5 +158,5 @@ class SlotBuffer:
 
     def release(self) -> None:
         assert self._count, "a buffer is released once"
-        self._pool.give_back(self._runs, self._count)
+        self.pool.give_back(self._runs, self._count)
         self._count = 0
