@@ -1,0 +1,1 @@
+"""The only sockets and clocks of the package: an epoll loop, portals, time."""

@@ -1,0 +1,490 @@
+"""One TCP connection, without the socket: which PDU is allowed in which state, and what it leads to.
+
+    buffers = connection.receive_buffers()      read into them, then
+    events = connection.received(count, now)    what happened: commands to execute, a login to admit, the end
+    pieces = connection.data_to_send()          gather them into one sendmsg, then
+    connection.sent(count)
+
+Time is handed in; sockets, stores and accounts are elsewhere. The login phase is login.Login, payload and tasks are the
+session's. Protocol errors end here: as a Reject, a login status, or the end of the connection, with a line for the log
+that names the cause; never as an exception for the owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from iscsi_ovs import pdu, scsi
+from iscsi_ovs.errors import ConnectionError_, LoginError, PduError
+from iscsi_ovs.login.fullfeature import TextExchange
+from iscsi_ovs.login.keys import Offer, Parameters
+from iscsi_ovs.login.stages import Login
+from iscsi_ovs.session import events, transfer
+from iscsi_ovs.session.framing import Framing, sink
+from iscsi_ovs.session.outbox import Outbox
+from iscsi_ovs.session.session import Session
+from iscsi_ovs.session.space import Space
+from iscsi_ovs.session.states import HANDLERS, State
+from iscsi_ovs.wire import Derived
+
+LOGIN_TIMEOUT_S = 15.0
+NOP_INTERVAL_S = 30.0  # silence after which we ping
+NOP_TIMEOUT_S = 30.0  # … and after which, unanswered, the connection is given up
+TASK_MANAGEMENT_DEADLINE_S = 10.0  # Linux waits 15 s for an abort: say "rejected" before that, never "complete"
+LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
+OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
+UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
+
+
+class Surroundings(Protocol):
+    """What a connection must know of the target that it belongs to."""
+
+    space: Space
+
+    def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
+        """SendTargets: names, each with its addresses ("HOST:PORT,TAG")."""
+
+    def check_target(self, name: str) -> None:
+        """Raises LoginError where there is no such target."""
+
+    def output_ready(self, connection: Connection) -> None:
+        """The connection has something to send (told once until it is sent)."""
+
+
+class Connection:
+    """The protocol core of one connection."""
+
+    def __init__(self, surroundings: Surroundings, portal_group_tag: int, now: float, name: str = "") -> None:
+        self.name = name  # the peer's address, for the log
+        self.surroundings = surroundings
+        self.state = State.LOGIN
+        self.session: Session | None = None
+        self.outbox = Outbox()
+        self.has_output = False
+        self.stat_sn = 1
+        self.overdue: set[int] = set()  # task management requests answered by their deadline
+        self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES
+        self.on_log: Callable[[str], None] | None = None
+        self._portal_group_tag = portal_group_tag
+        self._framing = Framing(self)
+        self._events: list[events.Event] = []
+        self._login: Login | None = None
+        self._login_request: Any = None
+        self._login_step: Any = None
+        self._text: TextExchange | None = None
+        self._header: Any = None
+        self._control_data: bytearray | None = None
+        self._data_task: Any = None
+        self._failed: PduError | None = None
+        self._watched: dict[int, float] = {}  # task management requests under way: ITT → deadline
+        self._now = now
+        self._last_heard = now
+        self._login_deadline = now + LOGIN_TIMEOUT_S
+        self._ping_deadline: float | None = None
+
+    # Bytes in and out ------------------------------------------------------------------------------------------
+
+    @property
+    def wants_read(self) -> bool:
+        """False while nothing more is to be read: an admission is pending, or the peer does not read its answers."""
+        return (
+            self.state in (State.LOGIN, State.FULL_FEATURE, State.LOGGING_OUT)
+            and self.outbox.pending_bytes < OUTPUT_LIMIT_BYTES
+        )
+
+    def receive_buffers(self) -> list[memoryview]:
+        """Where the next bytes go, in order."""
+        return self._framing.buffers()
+
+    def received(self, count: int, now: float) -> list[events.Event]:
+        """``count`` bytes have come (0: the peer has closed). Returns what happened."""
+        self._now = self._last_heard = now
+        self._ping_deadline = None
+        if count == 0:
+            return self.lost("the initiator closed the connection")
+        try:
+            self._framing.received(count)
+        except (LoginError, ConnectionError_) as error:
+            self._end_by(error)
+        return self._take_events()
+
+    def _end_by(self, error: LoginError | ConnectionError_) -> None:
+        """The one exit of protocol errors that end a connection."""
+        if isinstance(error, LoginError):
+            self._refuse(error.status_class, error.status_detail, str(error))
+        else:
+            self._end(f"protocol error: {error}", is_error=True)
+
+    def data_to_send(self) -> list[bytes | memoryview]:
+        """What to send, as one gather list; empty: nothing."""
+        return self.outbox.buffers()
+
+    def sent(self, count: int) -> None:
+        """``count`` bytes of data_to_send() are with the kernel."""
+        self.outbox.sent(count)
+        self.has_output = self.outbox.pending_bytes > 0
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing more is taken: send what is left, then close the socket."""
+        return self.state is State.CLOSED
+
+    def lost(self, reason: str) -> list[events.Event]:
+        """The socket is gone: nothing can be sent any more."""
+        self._end(reason, is_error=False)
+        self.outbox.discard()
+        return self._take_events()
+
+    def tell(self, event: events.Event) -> None:
+        self._events.append(event)
+
+    def _take_events(self) -> list[events.Event]:
+        told, self._events = self._events, []
+        return told
+
+    def log(self, message: str) -> None:
+        if self.on_log is not None:
+            self.on_log(message)
+
+    # Sending ---------------------------------------------------------------------------------------------------
+
+    def take_stat_sn(self) -> int:
+        """The StatSN of a response that bears one."""
+        stat_sn = self.stat_sn
+        self.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
+        return stat_sn
+
+    def send(self, header: pdu.Pdu, data: bytes | bytearray = b"") -> None:
+        """Queue a PDU (``data_segment_length`` is set here) with its padding."""
+        header.data_segment_length = len(data)
+        outbox = self.outbox
+        outbox.put(header.pack())
+        if data:
+            outbox.put(bytes(data))
+            if len(data) & 3:
+                outbox.put(bytes(-len(data) & 3))
+        if not self.has_output:
+            self.touch()
+
+    def touch(self) -> None:
+        """Something was put in the outbox."""
+        self.has_output = True
+        self.surroundings.output_ready(self)
+
+    def numbers(self) -> dict[str, int]:
+        """StatSN (taken), ExpCmdSN, MaxCmdSN of a response in full feature phase."""
+        assert self.session is not None
+        window = self.session.window
+        return {"stat_sn": self.take_stat_sn(), "exp_cmd_sn": window.exp_cmd_sn, "max_cmd_sn": window.max_cmd_sn}
+
+    # Framing's owner -------------------------------------------------------------------------------------------
+
+    def begin(self, header: Derived, additional: bytes) -> Sequence[memoryview]:
+        """A header is here: is it known, is it allowed now, and where does its data go?"""
+        self._header = header
+        self._failed = None
+        length: int = header.data_segment_length
+        self._control_data = None
+        opcode = header.opcode & pdu.OPCODE_MASK
+        try:
+            handler = HANDLERS.get(opcode)
+            if handler is None:
+                self._refuse_opcode(opcode)
+                return sink(length)
+            if self.state not in handler.states:
+                raise ConnectionError_(f"{type(header).__name__} is not allowed in state {self.state.name}")
+            session = self.session
+            if opcode == pdu.ScsiCommand.OPCODE:
+                assert session is not None
+                return session.begin_command(header, additional)  # type: ignore[arg-type]  # the opcode says so
+            if opcode == pdu.DataOut.OPCODE:
+                assert session is not None
+                self._data_task, views = transfer.data_out(session, header)  # type: ignore[arg-type]
+                return views
+            if additional:
+                raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"{type(header).__name__} with additional headers")
+        except PduError as error:
+            self._failed = error
+            return sink(length)
+        if not length:
+            return ()
+        self._control_data = bytearray(length)
+        return (memoryview(self._control_data),)
+
+    def _refuse_opcode(self, opcode: int) -> None:
+        if self.state in (State.LOGIN, State.ADMITTING):
+            raise ConnectionError_(f"opcode {opcode:#04x} before the login")
+        raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, f"opcode {opcode:#04x} is not an initiator's")
+
+    def finish(self) -> None:
+        """The PDU is whole."""
+        header = self._header
+        try:
+            if self._failed is not None:
+                raise self._failed
+            opcode = header.opcode & pdu.OPCODE_MASK
+            if opcode == pdu.ScsiCommand.OPCODE:
+                self.session.finish_command(header)  # type: ignore[union-attr]
+            elif opcode == pdu.DataOut.OPCODE:
+                if self._data_task is not None:
+                    transfer.data_out_arrived(self._in_session(), self._data_task, header)
+            else:
+                handler = HANDLERS[opcode]
+                getattr(self, handler.method)(header, bytes(self._control_data or b""))
+        except PduError as error:
+            self._reject(header, error)
+
+    def _reject(self, header: pdu.Pdu, error: PduError) -> None:
+        """Section 11.17: a Reject carries the header of what it rejects; the CmdSN counts as received."""
+        self.log(f"rejected: {error}")
+        session = self.session
+        if session is None:
+            raise ConnectionError_(str(error))
+        is_numbered = header.opcode & pdu.OPCODE_MASK in _NUMBERED and not header.opcode & pdu.IMMEDIATE
+        if is_numbered and session.accepts(header):
+            session.in_order(header, session.window.reopen)
+        self.send(pdu.Reject(reason=error.reason, **self.numbers()), header.pack())
+
+    # Login phase -----------------------------------------------------------------------------------------------
+
+    def _on_login(self, header: pdu.LoginRequest, data: bytes) -> None:
+        if self._login is None:
+            self._login = Login(self._portal_group_tag, self._offer())
+            self._login.check_target = self.surroundings.check_target
+        self._login_request = header
+        step = self._login.receive(header, data)
+        if step.finished is None:
+            self._send_login_response(step.flags, step.text, tsih=0, window=(header.cmd_sn, header.cmd_sn))
+            return
+        self._login_step = step
+        self.state = State.ADMITTING
+        self._framing.is_paused = True
+        self.tell(events.LoginOpened(step.finished))
+
+    def _offer(self) -> Offer:
+        """What we offer in a login that begins now: unsolicited data only as far as there is space (CONTRACTS 3)."""
+        first_burst = self.surroundings.space.first_burst_bytes(Offer().first_burst_length)
+        if first_burst:
+            return Offer(first_burst_length=first_burst)
+        return Offer(initial_r2t=True, immediate_data=False)
+
+    def _send_login_response(
+        self, flags: int, text: bytes, tsih: int, window: tuple[int, int], status: tuple[int, int] = (0, 0)
+    ) -> None:
+        request = self._login_request
+        self.send(
+            pdu.LoginResponse(
+                flags=flags,
+                isid=request.isid,
+                tsih=tsih,
+                initiator_task_tag=request.initiator_task_tag,
+                stat_sn=self.take_stat_sn() if status == (0, 0) else 0,
+                exp_cmd_sn=window[0],
+                max_cmd_sn=window[1],
+                status_class=status[0],
+                status_detail=status[1],
+            ),
+            text,
+        )
+
+    def admit(self, nexus: scsi.Nexus, tsih: int, now: float) -> tuple[Session, list[events.Event]]:
+        """The owner lets the login in. Returns the session, and what happened since (bytes that came early)."""
+        assert self.state is State.ADMITTING
+        step = self._login_step
+        parameters: Parameters = step.finished
+        session = Session(self, parameters, nexus, self.surroundings.space, tsih, self._login_request.cmd_sn)
+        self.session = session
+        self.state = State.FULL_FEATURE
+        self.max_data_segment_bytes = parameters.target_max_recv_data_segment_length
+        window = session.window
+        self._send_login_response(step.flags, step.text, tsih, (window.exp_cmd_sn, window.max_cmd_sn))
+        self._text = TextExchange(parameters, lambda: self.surroundings.targets(self))
+        self._last_heard = now
+        self._login_step = None
+        self._framing.is_paused = False
+        try:
+            self._framing.parse()
+        except (LoginError, ConnectionError_) as error:
+            self._end_by(error)
+        return session, self._take_events()
+
+    def refuse(self, status_class: int, status_detail: int, reason: str) -> list[events.Event]:
+        """The owner does not let the login in."""
+        self._refuse(status_class, status_detail, reason)
+        return self._take_events()
+
+    def _refuse(self, status_class: int, status_detail: int, reason: str) -> None:
+        if self._login_request is None:
+            self._login_request = self._header
+        if isinstance(self._login_request, pdu.LoginRequest):
+            request = self._login_request
+            self._send_login_response(
+                0, b"", 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
+            )
+        self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=True)
+
+    # Full feature phase ----------------------------------------------------------------------------------------
+
+    def _on_nop_out(self, header: pdu.NopOut, data: bytes) -> None:
+        session = self._in_session()
+        if not session.accepts(header):
+            return
+        if header.initiator_task_tag == pdu.RESERVED_TAG:
+            # The answer to our ping, or a NOP that only brings numbers; either is immediate (section 11.18).
+            if not header.opcode & pdu.IMMEDIATE:
+                session.in_order(header, session.window.reopen)
+            return
+
+        def echo() -> None:
+            session.release_place(header)
+            self.send(
+                pdu.NopIn(lun=header.lun, initiator_task_tag=header.initiator_task_tag, **self.numbers()),
+                data[: session.parameters.max_recv_data_segment_length],
+            )
+
+        if data and self.outbox.pending_bytes > UNREAD_ANSWERS_LIMIT_BYTES:
+            raise ConnectionError_("pings are sent, and their answers are not read")
+        session.in_order(header, echo)
+
+    def _on_task_management(self, header: pdu.TaskManagementRequest, data: bytes) -> None:
+        session = self._in_session()
+        if session.accepts(header):
+            session.in_order(header, lambda: session.manage(header))
+
+    def _on_text(self, header: pdu.TextRequest, data: bytes) -> None:
+        session = self._in_session()
+        if not session.accepts(header):
+            return
+
+        def answer() -> None:
+            session.release_place(header)
+            assert self._text is not None
+            step = self._text.receive(header, data)
+            if step.parameters is not None:
+                session.parameters = step.parameters
+            self.send(
+                pdu.TextResponse(
+                    flags=step.flags,
+                    lun=header.lun,
+                    initiator_task_tag=header.initiator_task_tag,
+                    target_transfer_tag=step.target_transfer_tag,
+                    **self.numbers(),
+                ),
+                step.text,
+            )
+
+        session.in_order(header, answer)
+
+    def _on_snack(self, header: pdu.SnackRequest, data: bytes) -> None:
+        # Section 11.16: SNACK is for ErrorRecoveryLevel 1 and up; we negotiate 0.
+        raise PduError(pdu.REJECT_SNACK, "SNACK at ErrorRecoveryLevel 0")
+
+    def _on_logout(self, header: pdu.LogoutRequest, data: bytes) -> None:
+        session = self._in_session()
+        if not session.accepts(header):
+            return
+
+        def act() -> None:
+            session.release_place(header)
+            reason = header.flags & 0x7F
+            if reason == pdu.REMOVE_FOR_RECOVERY:
+                self._answer_logout(header, pdu.RECOVERY_NOT_SUPPORTED)
+            elif reason == pdu.CLOSE_CONNECTION and header.cid != session.parameters.cid:
+                self._answer_logout(header, pdu.CID_NOT_FOUND)
+            elif reason in (pdu.CLOSE_SESSION, pdu.CLOSE_CONNECTION):
+                self.state = State.LOGGING_OUT
+                self.tell(events.SessionClosed(session, "logout"))
+                session.close()
+                session.when_idle(lambda: self._logged_out(header))
+            else:
+                raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"logout reason {reason}")
+
+        session.in_order(header, act)
+
+    def _answer_logout(self, header: pdu.LogoutRequest, response: int) -> None:
+        self.send(
+            pdu.LogoutResponse(
+                response=response,
+                initiator_task_tag=header.initiator_task_tag,
+                **self.numbers(),
+            )
+        )
+
+    def _logged_out(self, header: pdu.LogoutRequest) -> None:
+        if self.state is not State.LOGGING_OUT:
+            return
+        self._answer_logout(header, pdu.LOGOUT_SUCCESS)
+        self._end("logged out", is_error=False)
+
+    def _in_session(self) -> Session:
+        assert self.session is not None, "the table of states lets nothing through before"
+        return self.session
+
+    # Time ------------------------------------------------------------------------------------------------------
+
+    def watch(self, initiator_task_tag: int) -> None:
+        """A task management function is under way; it is answered *rejected* at its deadline (CONTRACTS 2)."""
+        self._watched[initiator_task_tag] = self._now + TASK_MANAGEMENT_DEADLINE_S
+
+    def unwatch(self, initiator_task_tag: int) -> None:
+        self._watched.pop(initiator_task_tag, None)
+
+    def tick(self, now: float) -> list[events.Event]:
+        """Time has passed (call it about once a second)."""
+        self._now = now
+        if self.state is State.LOGIN and now > self._login_deadline:
+            self._end(f"no login within {LOGIN_TIMEOUT_S:.0f} s", is_error=True)
+        elif self.state is State.FULL_FEATURE:
+            for tag in [tag for tag, deadline in self._watched.items() if now > deadline]:
+                self.log(f"task management {tag:#x} is not done after {TASK_MANAGEMENT_DEADLINE_S:.0f} s: rejected")
+                self._in_session().answer_task_management(tag, pdu.FUNCTION_REJECTED)
+                self.overdue.add(tag)
+            self._keep_alive(now)
+        return self._take_events()
+
+    def _keep_alive(self, now: float) -> None:
+        if self._ping_deadline is not None:
+            if now > self._ping_deadline:
+                self._end(f"no answer to a NOP-In within {NOP_TIMEOUT_S:.0f} s", is_error=True)
+        elif now - self._last_heard > NOP_INTERVAL_S:
+            self._ping_deadline = now + NOP_TIMEOUT_S
+            self._send_nop_in(self._in_session().next_transfer_tag())
+
+    def _send_nop_in(self, target_transfer_tag: int) -> None:
+        window = self._in_session().window
+        # A NOP-In of the target's own carries the next StatSN and does not advance it (section 11.19).
+        self.send(
+            pdu.NopIn(
+                target_transfer_tag=target_transfer_tag,
+                stat_sn=self.stat_sn,
+                exp_cmd_sn=window.exp_cmd_sn,
+                max_cmd_sn=window.max_cmd_sn,
+            )
+        )
+
+    # The end ---------------------------------------------------------------------------------------------------
+
+    def drop(self, reason: str) -> list[events.Event]:
+        """The owner ends the connection (the volume was removed, we are shutting down)."""
+        self._end(reason, is_error=False)
+        return self._take_events()
+
+    def _end(self, reason: str, is_error: bool) -> None:
+        if self.state is State.CLOSED:
+            return
+        was_logging_out = self.state is State.LOGGING_OUT
+        self.state = State.CLOSED
+        self._framing.is_paused = True
+        session = self.session
+        if session is not None and not was_logging_out:
+            self.tell(events.SessionClosed(session, reason))
+        if session is not None:
+            session.close()
+        self.tell(events.ConnectionClosed(reason, is_error))
+
+
+_NUMBERED = frozenset(
+    declared.OPCODE
+    for declared in (pdu.NopOut, pdu.ScsiCommand, pdu.TaskManagementRequest, pdu.TextRequest, pdu.LogoutRequest)
+)

@@ -1,0 +1,51 @@
+"""What a connection tells its owner: things that have happened, in order.
+
+A SCSI command that is ready to execute is told as the scsi.Command itself (its ``context`` is the Task), because it is
+what nearly every event is. Everything else is one of the classes below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from iscsi_ovs import scsi
+from iscsi_ovs.login.keys import Parameters
+
+if TYPE_CHECKING:
+    from iscsi_ovs.session.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class LoginOpened:
+    """The login phase is through but for its last response: admit() or refuse() the connection."""
+
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalUnitResetRequested:
+    """LOGICAL UNIT RESET for ``lun``: call session.answer_task_management(initiator_task_tag, response) when done."""
+
+    session: Session
+    initiator_task_tag: int
+    lun: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClosed:
+    """The session takes no more commands; ``session.when_idle`` tells when the last of its tasks has ended."""
+
+    session: Session
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """Send what is left, then close the socket. ``reason`` is for the log."""
+
+    reason: str
+    is_error: bool
+
+
+Event = scsi.Command | LoginOpened | LogicalUnitResetRequested | SessionClosed | ConnectionClosed

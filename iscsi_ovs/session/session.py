@@ -1,0 +1,334 @@
+"""A session: an I_T nexus with its command window and its tasks (RFC 7143 sections 4.2, 4.3; ErrorRecoveryLevel 0).
+
+One connection a session, so the session ends with its connection. What ends later are its zombies: tasks whose buffers
+the volume server still has. Whoever must know that nothing of this session can reach a volume any more (a logout, the
+next session of the same initiator port, a reset) waits for ``when_idle`` (CONTRACTS 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from iscsi_ovs import pdu, scsi
+from iscsi_ovs.errors import PduError
+from iscsi_ovs.login.keys import Parameters
+from iscsi_ovs.session import events, transfer
+from iscsi_ovs.session.framing import sink
+from iscsi_ovs.session.space import Space
+from iscsi_ovs.session.tasks import State, Task, TaskTable
+from iscsi_ovs.session.window import IMMEDIATE_LIMIT, CommandWindow
+
+if TYPE_CHECKING:
+    from iscsi_ovs.session.connection import Connection
+
+
+class Session:
+    """One I_T nexus. Its owner executes the commands that ``connection.received`` reports, and calls ``complete``."""
+
+    def __init__(
+        self, connection: Connection, parameters: Parameters, nexus: scsi.Nexus, space: Space, tsih: int, cmd_sn: int
+    ) -> None:
+        self.connection = connection
+        self.parameters = parameters
+        self.nexus = nexus
+        self.space = space
+        self.tsih = tsih
+        self.tasks = TaskTable()
+        unsolicited = parameters.first_burst_length
+        if parameters.initial_r2t:
+            # Immediate data only: at most one data segment.
+            unsolicited = min(unsolicited, parameters.target_max_recv_data_segment_length)
+            if not parameters.immediate_data:
+                unsolicited = 0
+        slot_bytes = space.pool.slot_bytes if space.pool is not None else 65536
+        self.window = CommandWindow(space, cmd_sn, -(-unsolicited // slot_bytes))
+        self.is_closed = False
+        self.moved_in_bytes = 0
+        self._held: dict[int, Callable[[], None]] = {}  # commands ahead of ExpCmdSN
+        self._idle_callbacks: list[Callable[[], None]] = []
+        self._transfer_tag = 0
+        self._opening: Task | None = None  # between begin and finish of its PDU
+
+    # Commands --------------------------------------------------------------------------------------------------
+
+    def accepts(self, header: pdu.Pdu) -> bool:
+        """CmdSN inside the window (and not here already)? Immediate requests have their own limit."""
+        if header.opcode & pdu.IMMEDIATE:
+            return True
+        return self.window.accepts(header.cmd_sn) and header.cmd_sn not in self._held
+
+    def in_order(self, header: pdu.Pdu, action: Callable[[], None]) -> None:
+        """Act on a request when its CmdSN is due: now, nearly always."""
+        if header.opcode & pdu.IMMEDIATE:
+            action()
+            return
+        window = self.window
+        if header.cmd_sn != window.exp_cmd_sn:
+            self._held[header.cmd_sn] = action
+            return
+        window.take()
+        action()
+        held = self._held
+        while held and (action_held := held.pop(window.exp_cmd_sn, None)) is not None:
+            window.take()
+            action_held()
+
+    def begin_command(self, header: pdu.ScsiCommand, additional: bytes) -> Sequence[memoryview]:
+        """A SCSI Command header: make its task, say where its immediate data goes."""
+        self._opening = None
+        length: int = header.data_segment_length
+        if not self.accepts(header):
+            # Section 4.2.2.1: "The target MUST silently ignore any non-immediate command outside of this range".
+            return sink(length)
+        flags: int = header.flags
+        tag: int = header.initiator_task_tag
+        if tag == pdu.RESERVED_TAG:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "SCSI Command with the reserved Initiator Task Tag")
+        if self.tasks.find(tag) is not None:
+            raise PduError(pdu.REJECT_TASK_IN_PROGRESS, f"Initiator Task Tag {tag:#x} is in use")
+        is_read = bool(flags & pdu.READ)
+        is_write = bool(flags & pdu.WRITE)
+        if is_read and is_write:
+            raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "bidirectional SCSI commands are not supported")
+        if not is_read and not is_write and header.expected_data_transfer_length:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "Expected Data Transfer Length without R or W")
+        task = Task(tag, header.lun, header.expected_data_transfer_length)
+        task.is_immediate = bool(header.opcode & pdu.IMMEDIATE)
+        if task.is_immediate and self.tasks.immediate >= IMMEDIATE_LIMIT:
+            raise PduError(pdu.REJECT_IMMEDIATE_COMMAND, f"more than {IMMEDIATE_LIMIT} immediate commands")
+        task.session = self
+        task.is_read = is_read
+        task.is_write = is_write
+        cdb: bytes = header.cdb
+        if additional:
+            cdb = extended_cdb(cdb, additional)
+        command = scsi.Command(self.nexus, task.lun, cdb)
+        command.attribute = flags & pdu.ATTRIBUTE_MASK
+        command.context = task
+        if is_read:
+            command.data_in_bytes = task.expected_bytes
+        elif is_write:
+            command.data_out_bytes = task.expected_bytes
+        task.command = command
+        self._opening = task
+        self.tasks.add(task)
+        if is_write:
+            return transfer.open_write(self, task, header)
+        if length:
+            self.fail(task, transfer.aborted(transfer.UNEXPECTED_UNSOLICITED_DATA))
+        return sink(length) if length else ()
+
+    def finish_command(self, header: pdu.ScsiCommand) -> None:
+        """The command and its immediate data are here."""
+        task = self._opening
+        if task is None:
+            return
+        self._opening = None
+        if task.is_write and task.early_outcome is None:
+            task.received_bytes = header.data_segment_length
+            if task.unsolicited_end and task.received_bytes >= task.unsolicited_end:
+                # F=0 announced more, and there is no more to come within FirstBurstLength.
+                self.fail(task, transfer.aborted(transfer.INCORRECT_AMOUNT_OF_DATA))
+        if header.opcode & pdu.IMMEDIATE or header.cmd_sn != self.window.exp_cmd_sn or self._held:
+            self.in_order(header, lambda: self._admit(task))
+        else:
+            self.window.take()
+            self._admit(task)
+
+    def _admit(self, task: Task) -> None:
+        """The task's CmdSN has its turn: it enters the task set."""
+        task.is_admitted = True
+        if task.early_outcome is not None:
+            self._end(task, task.early_outcome)
+        elif task.is_aborted:
+            self._bury(task)
+        elif task.is_write and task.data_out_bytes:
+            transfer.proceed(self, task)
+        else:
+            self.ready(task)
+
+    def ready(self, task: Task) -> None:
+        """Everything that a command needs is here: tell the owner."""
+        if not task.is_admitted:
+            return
+        task.state = State.EXECUTING
+        command = task.command
+        assert command is not None
+        command.data_out = task.buffer
+        self.connection.tell(command)
+
+    def fail(self, task: Task, outcome: scsi.Outcome) -> None:
+        """The transport itself ends a task, before SCSI heard of it."""
+        outcome.transfer_bytes = task.expected_bytes if outcome.status != scsi.CHECK_CONDITION else 0
+        if task.is_admitted:
+            self._end(task, outcome)
+        else:
+            task.early_outcome = outcome
+
+    def complete(self, command: scsi.Command, outcome: scsi.Outcome) -> None:
+        """What became of a command that was reported (by its owner, once)."""
+        task: Task = command.context
+        if task.is_aborted:
+            if outcome.buffer is not None:
+                outcome.buffer.release()
+            self._bury(task)
+            return
+        self._end(task, outcome)
+
+    def _end(self, task: Task, outcome: scsi.Outcome) -> None:
+        self._let_go(task)
+        transfer.respond(self, task, outcome)
+        if self._idle_callbacks:
+            self._check_idle()
+
+    def _let_go(self, task: Task) -> None:
+        """The task leaves the table; its slots and its place are free again."""
+        task.state = State.ENDED
+        buffer = task.buffer
+        if buffer is not None:
+            task.buffer = None
+            buffer.release()
+            pool = self.space.pool
+            if task.kept_slots and pool is not None and task.generation == self.space.generation:
+                is_kept = pool.reserve(task.kept_slots)
+                assert is_kept, "these slots came back a line above"
+        if task.waiter is not None:
+            task.waiter.cancel()
+            task.waiter = None
+        self.tasks.remove(task)
+        if not task.is_immediate:
+            self.window.reopen()
+
+    def next_transfer_tag(self) -> int:
+        self._transfer_tag = transfer.next_tag(self._transfer_tag)
+        return self._transfer_tag
+
+    def log(self, message: str) -> None:
+        self.connection.log(message)
+
+    # The volume server comes and goes ---------------------------------------------------------------------------
+
+    def space_lost(self) -> None:
+        """The segment is gone: tasks that wait for slots would wait for ever."""
+        for task in self.tasks:
+            if task.waiter is not None:
+                task.waiter = None
+                self.fail(task, scsi.Outcome(status=scsi.BUSY))
+
+    # Aborting --------------------------------------------------------------------------------------------------
+
+    def abort(self, task: Task, done: Callable[[], None]) -> None:
+        """End a task without an answer; ``done`` when nothing of it can happen any more (CONTRACTS 2)."""
+        if task.on_dead is None:
+            task.on_dead = []
+        task.on_dead.append(done)
+        if task.is_aborted:
+            return
+        task.is_aborted = True
+        if (task.state is State.RECEIVING and task.is_admitted) or task.waiter is not None:
+            self._bury(task)
+        # else: the volume server has it (a zombie), or it is held for its CmdSN and is buried when that comes.
+
+    def _bury(self, task: Task) -> None:
+        self._let_go(task)
+        if task.on_dead:
+            for callback in task.on_dead:
+                callback()
+        if self._idle_callbacks:
+            self._check_idle()
+
+    def tasks_on(self, lun: int) -> list[Task]:
+        """The living tasks and the zombies on one LUN."""
+        return [task for task in self.tasks if task.lun == lun]
+
+    # Task management (section 11.5) ----------------------------------------------------------------------------
+
+    def manage(self, header: pdu.TaskManagementRequest) -> None:
+        """A task management request, in its turn."""
+        self.release_place(header)
+        function = header.flags & 0x7F
+        tag: int = header.initiator_task_tag
+        if function == pdu.ABORT_TASK:
+            task = self.tasks.find(header.referenced_task_tag)
+            if task is None:
+                # Already answered, or never seen: on one connection nothing can still be under way.
+                self.answer_task_management(tag, pdu.TASK_DOES_NOT_EXIST)
+            elif task.lun != header.lun:
+                self.answer_task_management(tag, pdu.FUNCTION_REJECTED)
+            else:
+                self.connection.watch(tag)
+                self.abort(task, lambda: self.answer_task_management(tag, pdu.FUNCTION_COMPLETE))
+        elif function == pdu.LOGICAL_UNIT_RESET:
+            self.connection.watch(tag)
+            self.connection.tell(events.LogicalUnitResetRequested(self, tag, header.lun))
+        else:
+            self.answer_task_management(tag, pdu.FUNCTION_NOT_SUPPORTED)
+
+    def answer_task_management(self, initiator_task_tag: int, response: int) -> None:
+        """Answer, unless the deadline already has."""
+        connection = self.connection
+        connection.unwatch(initiator_task_tag)
+        if self.is_closed or initiator_task_tag in connection.overdue:
+            connection.overdue.discard(initiator_task_tag)
+            return
+        connection.send(
+            pdu.TaskManagementResponse(
+                response=response,
+                initiator_task_tag=initiator_task_tag,
+                stat_sn=connection.take_stat_sn(),
+                exp_cmd_sn=self.window.exp_cmd_sn,
+                max_cmd_sn=self.window.max_cmd_sn,
+            )
+        )
+
+    def release_place(self, header: pdu.Pdu) -> None:
+        """A request that is no task gives its place back at once."""
+        if not header.opcode & pdu.IMMEDIATE:
+            self.window.reopen()
+
+    # The end ---------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """No more commands; what waits is dropped, what the volume server has becomes zombies."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._held.clear()
+        self._opening = None
+        for task in self.tasks:
+            if task.is_aborted:
+                continue
+            task.is_aborted = True
+            if task.state is State.RECEIVING or task.waiter is not None:
+                self._bury(task)
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call when no task is left (now, if there is none)."""
+        self._idle_callbacks.append(callback)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if len(self.tasks):
+            return
+        callbacks, self._idle_callbacks = self._idle_callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+def extended_cdb(cdb: bytes, additional: bytes) -> bytes:
+    """The CDB with what an Extended CDB AHS adds (section 11.2.2.3). Raises PduError."""
+    position = 0
+    while position < len(additional):
+        if len(additional) - position < pdu.AdditionalHeader.SIZE:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "an additional header segment is cut off")
+        head = pdu.AdditionalHeader.unpack_from(additional, position)
+        end = position + 3 + head.ahs_length
+        if end > len(additional) or head.ahs_length == 0:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"AHSLength {head.ahs_length} leaves its segment")
+        if head.ahs_type & 0x3F == pdu.AHS_EXTENDED_CDB:
+            cdb += additional[position + pdu.AdditionalHeader.SIZE : end]
+        else:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"AHSType {head.ahs_type & 0x3F} is not supported")
+        position = end + (-end & 3)
+    return cdb

@@ -1,0 +1,127 @@
+"""One SCSI command from its PDU to its status, and the table of them (RFC 7143 sections 4.2.2, 11.2.1.8).
+
+A task owns its place in the command window and its buffer. Aborting it while the volume server has the buffer makes it
+a *zombie*: it stays in the books, answers nothing, and lets go of its buffer only with its completion (CONTRACTS 2).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from iscsi_ovs import block, scsi
+from iscsi_ovs.session.space import Waiter
+
+if TYPE_CHECKING:
+    from iscsi_ovs.session.session import Session
+
+
+class State(enum.IntEnum):
+    """Where a task is."""
+
+    RECEIVING = 0  # data-out is on its way
+    EXECUTING = 1  # SCSI or the volume server has it
+    ENDED = 2  # answered, or aborted and gone
+
+
+class Transfer:
+    """An R2T that we have sent: the range that its Data-Out PDUs fill, in order (DataPDUInOrder=Yes)."""
+
+    __slots__ = ("data_sn", "end", "position", "target_transfer_tag")
+
+    def __init__(self, target_transfer_tag: int, start: int, end: int) -> None:
+        self.target_transfer_tag = target_transfer_tag
+        self.position = start
+        self.end = end
+        self.data_sn = 0
+
+
+class Task:
+    """A SCSI command in a session."""
+
+    __slots__ = (
+        "buffer",
+        "command",
+        "data_out_bytes",
+        "early_outcome",
+        "expected_bytes",
+        "generation",
+        "initiator_task_tag",
+        "is_aborted",
+        "is_admitted",
+        "is_immediate",
+        "is_read",
+        "is_write",
+        "kept_slots",
+        "lun",
+        "next_offset",
+        "on_dead",
+        "r2t_sn",
+        "received_bytes",
+        "session",
+        "state",
+        "transfers",
+        "unsolicited_data_sn",
+        "unsolicited_end",
+        "waiter",
+    )
+
+    session: Session
+
+    def __init__(self, initiator_task_tag: int, lun: int, expected_bytes: int) -> None:
+        self.initiator_task_tag = initiator_task_tag
+        self.lun = lun
+        self.expected_bytes = expected_bytes  # Expected Data Transfer Length
+        self.is_immediate = False
+        self.is_read = False
+        self.is_write = False
+        self.state = State.RECEIVING
+        self.command: scsi.Command | None = None
+        self.buffer: block.Buffer | None = None
+        self.kept_slots = 0  # slots of the window's grant that the buffer stands on
+        self.generation = 0  # of the pool that the buffer came from
+        self.data_out_bytes = 0  # how much data-out we take: min(expected, MAXIMUM TRANSFER LENGTH)
+        self.received_bytes = 0
+        self.unsolicited_end = 0  # unsolicited data may come up to here; 0: none (any more)
+        self.unsolicited_data_sn = 0
+        self.next_offset = 0  # where the next R2T begins
+        self.r2t_sn = 0
+        self.transfers: list[Transfer] = []  # outstanding R2Ts, oldest first
+        self.waiter: Waiter | None = None
+        self.is_admitted = False  # its CmdSN has had its turn
+        self.early_outcome: scsi.Outcome | None = None  # decided before that
+        self.is_aborted = False
+        self.on_dead: list[Callable[[], None]] | None = None  # told when a zombie has returned
+
+    @property
+    def is_data_complete(self) -> bool:
+        return self.received_bytes >= self.data_out_bytes and not self.unsolicited_end
+
+
+class TaskTable:
+    """The tasks of one session by Initiator Task Tag, and the outstanding target transfer tags."""
+
+    def __init__(self) -> None:
+        self._by_tag: dict[int, Task] = {}
+        self.immediate = 0
+
+    def __len__(self) -> int:
+        return len(self._by_tag)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._by_tag.values()))
+
+    def find(self, initiator_task_tag: int) -> Task | None:
+        return self._by_tag.get(initiator_task_tag)
+
+    def add(self, task: Task) -> None:
+        assert task.initiator_task_tag not in self._by_tag
+        self._by_tag[task.initiator_task_tag] = task
+        if task.is_immediate:
+            self.immediate += 1
+
+    def remove(self, task: Task) -> None:
+        del self._by_tag[task.initiator_task_tag]
+        if task.is_immediate:
+            self.immediate -= 1

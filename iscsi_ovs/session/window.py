@@ -1,0 +1,72 @@
+"""The command window: ExpCmdSN, MaxCmdSN, and what each open place costs (RFC 7143 section 4.2.2.1, CONTRACTS 3).
+
+MaxCmdSN never goes back, and a command inside the window may bring FirstBurstLength of unsolicited data. So each
+place, open or taken by a task, stands on a grant of that many slots; a place opens again when its task has ended.
+The window starts with a few places and doubles, as far as space allows, whenever it is found used up.
+"""
+
+from __future__ import annotations
+
+from iscsi_ovs.session import serial
+from iscsi_ovs.session.space import Space
+
+MAX_PLACES = 128  # commands that a session may have open or in execution
+IMMEDIATE_LIMIT = 64  # immediate commands in execution (they stand outside the window)
+
+
+class CommandWindow:
+    """The window of one session."""
+
+    def __init__(self, space: Space, exp_cmd_sn: int, slots_a_place: int) -> None:
+        self.exp_cmd_sn = exp_cmd_sn
+        self.max_cmd_sn = serial.add(exp_cmd_sn, -1)
+        self.slots_a_place = slots_a_place
+        self.granted_slots = 0
+        self._space = space
+        self._places = 0  # open or taken
+        self._taken = 0
+        self._open(space.first_places(slots_a_place))
+        if not self._places:
+            # The offer was made when there was room for one place at least: someone was faster. One unpaid place:
+            # a command that brings data is drained and answered TASK SET FULL.
+            self._add(1)
+
+    @property
+    def open_places(self) -> int:
+        return self._places - self._taken
+
+    def accepts(self, cmd_sn: int) -> bool:
+        """True inside [ExpCmdSN, MaxCmdSN]; anything else is silently ignored (section 4.2.2.1)."""
+        return ((cmd_sn - self.exp_cmd_sn) & serial.MASK) < ((self.max_cmd_sn - self.exp_cmd_sn + 1) & serial.MASK)
+
+    def take(self) -> None:
+        """The command ExpCmdSN is here: its place is taken until ``reopen``."""
+        self.exp_cmd_sn = (self.exp_cmd_sn + 1) & serial.MASK
+        self._taken += 1
+        if self._taken >= self._places and self._places < MAX_PLACES:
+            self.grow()
+
+    def reopen(self) -> None:
+        """A task has ended: its place is offered again."""
+        self._taken -= 1
+        self.max_cmd_sn = (self.max_cmd_sn + 1) & serial.MASK
+
+    def grow(self) -> None:
+        """The window was used up: up to twice as many places, if space can be had."""
+        wanted = min(self._places, MAX_PLACES - self._places)
+        self._open(self._space.growth_places(self.slots_a_place, wanted))
+
+    def _open(self, places: int) -> None:
+        slots = places * self.slots_a_place
+        if places and self._space.grant(slots):
+            self.granted_slots += slots
+            self._add(places)
+
+    def _add(self, places: int) -> None:
+        self._places += places
+        self.max_cmd_sn = serial.add(self.max_cmd_sn, places)
+
+    def close(self) -> None:
+        """The session ends: give the grant back."""
+        self._space.ungrant(self.granted_slots)
+        self.granted_slots = 0
