@@ -34,7 +34,7 @@ class Rule(enum.Enum):
     MAX = "the larger number"
     LIST = "the first of the initiator's list that we support"
     DECLARATIVE = "each side states its own, nobody answers"
-    OBSOLETE = "always answered Reject (section 13.26)"
+    OBSOLETE = "always answered Reject (section 13.25)"
 
 
 class Sender(enum.Flag):

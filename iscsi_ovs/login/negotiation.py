@@ -44,7 +44,7 @@ def resolve(row: Key, text: str, own: Any) -> tuple[str, Value | None]:
         if number is not None:
             value = min(number, own) if row.rule is Rule.MIN else max(number, own)
     elif row.rule is Rule.LIST:
-        # Section 6.2.1: "the first value it supports … in the list", unless none is.
+        # Section 6.2.1: "the first value that it supports … selected from the originator list".
         value = next((item for item in keys.parse_list(text) or () if item in own), None)
     if value is None:
         return keys.REJECT, None
@@ -88,7 +88,7 @@ class Negotiation:
         if Sender.INITIATOR not in row.sender:
             return keys.REJECT
         if name in self._received:
-            # Section 6.2: "An attempt to renegotiate/redeclare parameters not specifically allowed MUST be detected".
+            # Section 6.3: "An attempt to renegotiate/redeclare parameters not specifically allowed MUST be detected".
             if row.repeatable and self._received[name] == text:
                 return None
             raise refuse(INITIATOR_ERROR, f"{name} a second time")

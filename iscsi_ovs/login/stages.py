@@ -161,7 +161,7 @@ class Login:
         if not self._is_identified:
             self._identify()
             if not negotiation.is_discovery:
-                # Section 13.9: the tag goes with "the first Login Response PDU" of the session's leading connection.
+                # Section 13.9: the tag goes with the first Login Response of the session's leading connection.
                 stated.append(negotiation.state("TargetPortalGroupTag", self._portal_group_tag))
                 if self._offer.target_alias:
                     stated.append(negotiation.state("TargetAlias", self._offer.target_alias))
