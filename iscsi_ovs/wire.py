@@ -11,6 +11,7 @@ the buffer is too short.
 
 from __future__ import annotations
 
+import keyword
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -32,6 +33,8 @@ def _integer_width(subcon: Any) -> int | None:
             return int(subcon.length)
         return None
     if isinstance(subcon, construct.BytesInteger) and not subcon.signed and not subcon.swapped:
+        if not isinstance(subcon.length, int):
+            return None
         return int(subcon.length)
     return None
 
@@ -51,6 +54,8 @@ class _Plan:
     def _add(self, name: str | None, subcon: Any) -> None:
         if not name:
             raise DeclarationError("every field of a flat declaration has a name")
+        if not name.isidentifier() or keyword.iskeyword(name) or name in self.names:
+            raise DeclarationError(f"{name}: field names are Python names, each once")
         width = _integer_width(subcon)
         if width == 3:
             # An RFC 7143 DataSegmentLength: its 24 bits share a word with the byte in front of them.
