@@ -23,9 +23,7 @@ from shm_server.abi.doorbell import Doorbell
 class Attachment:
     """One Attached reply, mapped."""
 
-    def __init__(
-        self, attached: control.Attached, descriptors: list[int], later: deque[Callable[[], None]]
-    ) -> None:
+    def __init__(self, attached: control.Attached, descriptors: list[int], later: deque[Callable[[], None]]) -> None:
         """Maps what the server sent; the descriptors are ours from here on. OSError where they are not as promised."""
         try:
             _check(attached, descriptors)

@@ -15,7 +15,7 @@ from typing import Any
 from iscsi_ovs import block
 from iscsi_ovs.storage.attachment import Attachment
 from iscsi_ovs.storage.errnos import os_error
-from shm_server.abi import control, layout
+from shm_server.abi import control, layout, ring
 
 _UNREACHABLE = block.Error.UNREACHABLE
 _WRITE_SAME = block.Operation.WRITE_SAME
@@ -63,6 +63,10 @@ class DeviceHandle:
             self._submit(self.handle, self.epoch, request, buffer.parts(length))
         else:
             self._queue.refuse(request, _UNREACHABLE)
+
+    def submit_parts(self, request: block.Request, parts: list[ring.Part]) -> None:
+        """The same for a caller who knows where in the segment the payload lies; the parts are its word."""
+        self._submit(self.handle, self.epoch, request, parts)
 
     def fence(self, done: Callable[[], None]) -> None:
         """Discard what is not started (it completes as CANCELLED); ``done`` when what is started has ended."""

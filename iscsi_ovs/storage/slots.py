@@ -51,6 +51,16 @@ class SlotPool:
         self.free_slots -= count - paid
         return SlotBuffer(self, self._take(count), length_bytes, count)
 
+    def allocate_run(self, length_bytes: int) -> SlotBuffer | None:
+        """A buffer that is one run of neighbours, so that one view shows all of it. None: no such run now."""
+        count = self.slots_for(length_bytes) or 1
+        first = self._map.find(b"\x01" * count) if count <= self.free_slots else -1
+        if first < 0:
+            return None
+        self.free_slots -= count
+        self._map[first : first + count] = bytes(count)
+        return SlotBuffer(self, [(first, count)], length_bytes, count)
+
     def take_more(self, count: int) -> list[tuple[int, int]] | None:
         """``count`` more slots as runs, or None and nothing has changed."""
         if count > self.free_slots:
@@ -116,6 +126,11 @@ class SlotBuffer:
         self._runs = runs
         self._count = count
         self.length_bytes = length_bytes
+
+    @property
+    def start_bytes(self) -> int:
+        """Where the buffer's first run starts in the segment."""
+        return self._runs[0][0] * self.pool.slot_bytes
 
     def views(self, start: int, stop: int) -> list[memoryview]:
         pool = self.pool

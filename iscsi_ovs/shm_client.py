@@ -1,0 +1,374 @@
+"""The door to storage: Open vStorage's client API in Python, over rings and slots in shared memory.
+
+    with shm_client.Context() as context:
+        context.create_volume("demo", 1 << 30)
+        with context.open("demo") as volume:
+            buffer = context.allocate(4096)          # buffer.data *is* the memory that the server reads
+            buffer.data[:5] = b"hello"
+            volume.write(buffer, 5, offset=1024)
+            volume.flush()
+
+Sizes and offsets are bytes, timeouts seconds. Every failure is an OSError whose errno is the one that Open vStorage's
+manual promises for the C function named in each docstring (one difference: a missing volume is ENOENT, not EACCES); a
+server that is gone is ECONNRESET. A Context belongs to one thread at a time; it blocks on the completion doorbell, or
+is polled by ``fileno()``. An interface with its own event loop, as the iSCSI target, uses Service instead: the same
+pieces, never blocking (iscsi_ovs.storage.service). docs/CLIENT.md builds an interface on this page in 30 lines.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TypeVar
+
+from iscsi_ovs import paths
+from iscsi_ovs.storage.buffers import Buffer, BufferAllocator
+from iscsi_ovs.storage.device import DeviceHandle
+from iscsi_ovs.storage.errnos import os_error
+from iscsi_ovs.storage.service import DEFAULT_SEGMENT_BYTES, Service
+from iscsi_ovs.storage.volume import AioCompletion, Volume, VolumeStat
+from shm_server.abi import control
+
+__all__ = [
+    "BLOCK_BYTES",
+    "DEFAULT_SEGMENT_BYTES",
+    "AioCompletion",
+    "Buffer",
+    "Context",
+    "DeviceHandle",
+    "HandleStat",
+    "Service",
+    "Volume",
+    "VolumeStat",
+]
+
+BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal all the same
+
+HandleStat = control.HandleInfo
+
+_ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
+_LOOKS = 100 if len(os.sched_getaffinity(0)) > 1 else 0  # at the ring before sleeping: about 20 µs, one wake-up's cost
+_CONNECT_LIMIT_S = 5.0
+_M = TypeVar("_M", bound=control.Message)
+
+
+class Context:
+    """A connection to a volume server (ovs_ctx_new). Shared memory is taken at the first open or allocate, not before.
+
+    ``socket_path``, or ``state_dir`` as a server was given it, or the default of CONTRACTS 11 (iscsi_ovs.paths).
+    ``segment_bytes`` is a wish; ``words`` say who we are to people who look at what holds a volume.
+    ``on_event`` gets the server's events on volumes that are open here; they are acknowledged when it returns.
+    Raises ENOENT or ECONNREFUSED, naming the socket, where no server listens.
+    """
+
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+        segment_bytes: int = DEFAULT_SEGMENT_BYTES,
+        words: str = "",
+        on_event: Callable[[control.Event], object] | None = None,
+    ) -> None:
+        path = paths.socket_path(state_dir) if socket_path is None else socket_path
+        self._service = Service(
+            os.fspath(path),
+            segment_bytes=segment_bytes,
+            words=words or f"shm_client pid {os.getpid()}",
+            management_only=True,
+        )
+        self._service.on_lost = self._lost
+        self._service.on_event = self._event
+        self._on_event = on_event
+        self._allocator: BufferAllocator | None = None
+        self._volumes: list[Volume] = []
+        self._batches = 0
+        self._is_polled = False
+        self._is_closed = False
+        self._token = object()  # buffers know by it whose they are
+        self._lost_by: OSError | None = None
+        self._epoll = select.epoll()
+        try:
+            self._connect()
+        except OSError:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        deadline = time.monotonic() + _CONNECT_LIMIT_S
+        while True:
+            try:
+                self._service.connect()
+                break
+            except BlockingIOError:  # its queue of new connections is full
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+        self._lost_by = None
+        self._epoll.register(self._service.control_fileno(), select.EPOLLIN)
+        self._until(lambda: self._service.welcome is not None or self._lost_by is not None)
+        self._check_connected()
+
+    def reconnect(self) -> None:
+        """After the server's death: connect to its successor. Volumes must be opened, buffers allocated, anew.
+
+        What was outstanding has ended as ECONNRESET. Buffers of before stay readable, but can't be used in requests.
+        """
+        self._check_open()
+        if self._service.is_connected:
+            self._service.close()
+        self._connect()
+
+    def close(self) -> None:
+        """Close volumes and connection (ovs_ctx_destroy). Buffers' memory stays until its last view is gone."""
+        if self._is_closed:
+            return
+        for volume in list(self._volumes):
+            volume.close()
+        self._is_closed = True
+        self._service.close()
+        self._service.collect()
+        self._epoll.close()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Management: these never touch shared memory --------------------------------------------------------------
+
+    def create_volume(self, name: str, size: int) -> VolumeStat:
+        """Create a thin volume (ovs_create_volume). EEXIST; EINVAL: name or size; EFBIG: over max_volume_size."""
+        return self._call(control.Create(0, name, size), control.Volume).info
+
+    def remove_volume(self, name: str, *, force: bool = False) -> None:
+        """Remove a volume (ovs_remove_volume). ENOENT; EBUSY: held; ``force`` asks its holders to let go first."""
+        self._call(control.Remove(0, name, force), control.Done)
+
+    def truncate_volume(self, name: str, size: int) -> VolumeStat:
+        """Grow a volume (ovs_truncate_volume). ENOENT; EPERM: smaller than it is; EFBIG: over max_volume_size."""
+        return self._call(control.Resize(0, name, size), control.Volume).info
+
+    def stat_volume(self, name: str) -> VolumeStat:
+        """A volume's size, identity and holder (ovs_stat without opening). ENOENT."""
+        return self._call(control.Stat(0, name), control.Volume).info
+
+    def list_volumes(self) -> list[VolumeStat]:
+        """Every volume (ovs_list_volumes)."""
+        return self._call(control.List(0), control.Volumes).infos
+
+    def list_handles(self) -> list[HandleStat]:
+        """Every open handle of every client, with what it has moved (beyond the C API)."""
+        return self._call(control.ListHandles(0), control.Handles).infos
+
+    def _call(self, message: control.Request, kind: type[_M]) -> _M:
+        self._check_connected()
+        answer = self._service.call(message)
+        if not isinstance(answer, kind):
+            raise OSError(errno.EPROTO, f"the volume server answered with {type(answer).__name__}")
+        return answer
+
+    # Volumes and buffers -----------------------------------------------------------------------------------------
+
+    def open(self, name: str, flags: int = os.O_RDWR, *, owner: str | None = None) -> Volume:
+        """Open a volume (ovs_ctx_init): exactly O_RDONLY, O_WRONLY or O_RDWR. One writer, any number of readers.
+
+        Volumes opened with the same ``owner`` share one writer's right. ENOENT; EBUSY: another owner writes; EINVAL.
+        """
+        access = _ACCESS.get(flags)
+        if access is None:
+            raise os_error(errno.EINVAL, f"open flags {flags:#x}: exactly O_RDONLY, O_WRONLY or O_RDWR")
+        self._attach()
+        answers: list[DeviceHandle | OSError] = []
+        self._service.open(name, access, owner or "", self._service.words, answers.append)
+        self._until(lambda: bool(answers))
+        answer = answers[0]
+        if isinstance(answer, OSError):
+            raise answer
+        volume = Volume(self, answer, flags)
+        self._volumes.append(volume)
+        return volume
+
+    def close_volume(self, volume: Volume) -> None:
+        """As volume.close()."""
+        if volume.device.is_closed:
+            return
+        ends: list[OSError | None] = []
+        volume.device.close(ends.append)
+        self._volumes.remove(volume)
+        self._until(lambda: bool(ends))
+        self._service.collect()  # what was cancelled
+
+    def allocate(self, size: int) -> Buffer:
+        """A buffer of shared memory (ovs_allocate, ovs_buffer_data). EINVAL: size ≤ 0. ENOMEM: no room."""
+        if size <= 0:
+            raise os_error(errno.EINVAL, f"a buffer of {size} bytes")
+        buffer = self._attach().allocate(size)
+        if buffer is None:
+            raise os_error(errno.ENOMEM, f"a buffer of {size} bytes")
+        return buffer
+
+    def deallocate(self, buffer: Buffer) -> None:
+        """Give a buffer back (ovs_deallocate). EBUSY: a request has it. EFAULT: not this context's, or twice.
+
+        ``buffer.data`` can't be used afterwards; slices made of it can, and see whatever comes there next.
+        A buffer of before a reconnect() is simply let go.
+        """
+        if buffer.in_flight:
+            raise os_error(errno.EBUSY, "a buffer that is in flight")
+        if self._allocator is not None and self._allocator.owns(buffer):
+            self._allocator.deallocate(buffer)
+        elif buffer.owner is not self._token:
+            raise os_error(errno.EFAULT, "a buffer that is not this context's, or was deallocated")
+        else:
+            buffer.owner = None
+
+    def check_buffer(self, buffer: Buffer, start: int, length: int) -> None:
+        """EFAULT unless the bytes lie in a buffer that this context can use in a request now."""
+        allocator = self._allocator
+        if allocator is None or not allocator.owns(buffer):
+            raise os_error(errno.EFAULT, "a buffer that is not this context's")
+        if start < 0 or start + length > buffer.size:
+            raise os_error(errno.EFAULT, f"{length} bytes from {start} in a buffer of {buffer.size}")
+
+    # Completions -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Submissions inside become visible together, at the end or when somebody waits: one doorbell for all."""
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            self._service.flush()
+
+    def flush_requests(self) -> None:
+        """Show the server what a batch holds so far."""
+        self._service.flush()
+
+    def fileno(self) -> int:
+        """Readable when poll() has something to do, from now on (the C API has no such thing: it has threads)."""
+        self._check_open()
+        self._is_polled = True
+        self._service.arm()
+        return self._epoll.fileno()
+
+    def poll(self) -> int:
+        """Handle what is there, without blocking: completions and their callbacks, events, the server's death."""
+        self._check_open()
+        service = self._service
+        service.flush()
+        service.control_ready()
+        service.wake()
+        handled = service.collect()
+        if self._is_polled:
+            service.arm()
+        return handled
+
+    def suspend(self, completions: Sequence[AioCompletion], timeout_s: float | None = None) -> None:
+        """Block until one of them is done (ovs_aio_suspend). EAGAIN: none was in time."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not any(completion.done for completion in completions):
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                raise os_error(errno.EAGAIN, "waiting for completions")
+            self._turn(left_s)
+        if self._is_polled:
+            self._service.arm()
+
+    def finish(self, completion: AioCompletion) -> int:
+        """Block until done; what became of it."""
+        while not completion.done:
+            self._turn(None)
+        if self._is_polled:
+            self._service.arm()
+        return completion.result()
+
+    def submitted(self) -> None:
+        """Show the server what was submitted, unless a batch is open."""
+        if not self._batches:
+            self._service.flush()
+
+    def _until(self, is_done: Callable[[], bool]) -> None:
+        while not is_done():
+            self._turn(None)
+        if self._is_polled:
+            self._service.arm()
+
+    def _turn(self, timeout_s: float | None) -> None:
+        """Publish, and handle something; sleep until there is something, unless a few looks find it."""
+        service = self._service
+        service.flush()
+        if service.collect():
+            return
+        has_pending = service.has_pending
+        for _ in range(_LOOKS):
+            if has_pending():
+                service.collect()
+                return
+        if not service.prepare_sleep():
+            return
+        control_fileno = service.control_fileno()
+        assert control_fileno >= 0, "waiting for a server that is not there"
+        if service.wants_write:
+            self._epoll.modify(control_fileno, select.EPOLLIN | select.EPOLLOUT)
+        ready = self._epoll.poll(timeout_s)
+        if service.wants_write:
+            self._epoll.modify(control_fileno, select.EPOLLIN)
+        service.wake()
+        for descriptor, _ in ready:
+            if descriptor == control_fileno:
+                service.control_ready()
+
+    # The service's side ------------------------------------------------------------------------------------------
+
+    def _attach(self) -> BufferAllocator:
+        self._check_connected()
+        if self._allocator is None:
+            ends: list[OSError | None] = []
+            self._service.attach(ends.append)
+            self._until(lambda: bool(ends))
+            if ends[0] is not None:
+                raise ends[0]
+            self._allocator = BufferAllocator(self._service.pool, self._token)
+            self._epoll.register(self._service.doorbell_fileno(), select.EPOLLIN)
+            if self._is_polled:
+                self._service.arm()
+        return self._allocator
+
+    def _event(self, event: control.Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+        self._service.ack(event)
+
+    def _lost(self, error: OSError) -> None:
+        """The descriptors are still open: forget them."""
+        self._lost_by = error
+        self._allocator = None
+        for descriptor in (self._service.control_fileno(), self._service.doorbell_fileno()):
+            if descriptor >= 0:
+                try:
+                    self._epoll.unregister(descriptor)
+                except OSError:
+                    pass  # it was lost before it was registered
+
+    def _check_connected(self) -> None:
+        self._check_open()
+        error = self._lost_by
+        if error is not None:
+            raise OSError(error.errno, error.strerror)
+        if not self._service.is_connected:
+            raise OSError(errno.ECONNRESET, "not connected to the volume server: reconnect() failed")
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise os_error(errno.EBADF, "a context that is closed")
