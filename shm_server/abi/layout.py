@@ -4,7 +4,7 @@ Little-endian, x86-64 only (CONTRACTS 8): indices and sleep words are naturally 
 and are read and written as items of a ``memoryview.cast("I")``, never through struct. Entries are plain bytes: they
 are written before, and read after, the index that publishes them.
 
-    ring mapping:  header page (4096 bytes)  |  submission entries (128 bytes each)  |  completion entries (32 bytes each)
+    ring mapping:  header page (4096 bytes) | submission entries (128 bytes each) | completion entries (32 bytes each)
 
 Nothing in the header is believed by the server after it wrote it: the client can scribble on it. The client checks it
 once against the handshake.
@@ -48,6 +48,9 @@ ENTRY = struct.Struct("<BBHIIIQQQ21I4x")
 # The same head and the first part: what most entries are.
 ENTRY_ONE_PART = struct.Struct("<BBHIIIQQQIII")
 PARTS_OFFSET = ENTRY_HEAD.size
+# A whole entry, of which the head and the first part are looked at; and the parts of an entry, first to seventh.
+ENTRY_FIRST = struct.Struct("<BBHIIIQQQIII76x")
+ENTRY_PARTS = struct.Struct("<21I4x")
 
 # A request of more than 7 parts is followed by entries that only carry parts: opcode CONTINUATION, 0, part count in
 # this entry u16, reserved u32, then up to 10 parts. They are published together with their head, never alone.
@@ -59,7 +62,7 @@ MAX_PARTS = 512
 COMPLETION_BYTES = 32
 COMPLETION = struct.Struct("<QIIQQ")
 
-assert ENTRY.size == ENTRY_BYTES
+assert ENTRY.size == ENTRY_FIRST.size == PARTS_OFFSET + ENTRY_PARTS.size == ENTRY_BYTES
 assert CONTINUATION.size == ENTRY_BYTES
 assert COMPLETION.size == COMPLETION_BYTES
 

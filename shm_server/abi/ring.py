@@ -80,7 +80,15 @@ class SubmissionProducer(_Ring):
         return self.free() >= entries
 
     def push(
-        self, opcode: int, flags: int, handle: int, epoch: int, offset: int, length: int, tag: int, parts: Sequence[Part]
+        self,
+        opcode: int,
+        flags: int,
+        handle: int,
+        epoch: int,
+        offset: int,
+        length: int,
+        tag: int,
+        parts: Sequence[Part],
     ) -> None:
         """Write one request; it is seen by the server at the next publish(). The caller has checked has_room()."""
         count = len(parts)
@@ -144,16 +152,20 @@ class SubmissionConsumer(_Ring):
 
     def peek(self, limit: int) -> list[Entry]:
         """Up to ``limit`` raw entries, each copied out once; they stay in the ring until advance()."""
+        return list(layout.ENTRY.iter_unpack(self.copy(limit)))
+
+    def copy(self, limit: int) -> bytes:
+        """As peek(), the bytes themselves: whoever needs only a part of each entry unpacks only that."""
         count = min(self.pending(), limit)
-        if not count:
-            return []
+        if count <= 0:
+            return b""
         start = self._head & self._mask
         first = min(count, self._count - start)
         size = layout.ENTRY_BYTES
         raw = bytes(self._entries[start * size : (start + first) * size])
         if first < count:
             raw += bytes(self._entries[: (count - first) * size])
-        return list(layout.ENTRY.iter_unpack(raw))
+        return raw
 
     def advance(self, count: int) -> None:
         """Give ``count`` entries back to the client."""
@@ -178,9 +190,7 @@ class CompletionProducer(_Ring):
     """The server's end of the completion ring."""
 
     def __init__(self, mapping: memoryview, submission_entries: int, entries: int) -> None:
-        super().__init__(
-            mapping, layout.completion_offset(submission_entries), entries, layout.COMPLETION_BYTES
-        )
+        super().__init__(mapping, layout.completion_offset(submission_entries), entries, layout.COMPLETION_BYTES)
         self._tail = self._published = 0
 
     def free(self) -> int:
@@ -213,9 +223,7 @@ class CompletionConsumer(_Ring):
     """The client's end of the completion ring."""
 
     def __init__(self, mapping: memoryview, submission_entries: int, entries: int) -> None:
-        super().__init__(
-            mapping, layout.completion_offset(submission_entries), entries, layout.COMPLETION_BYTES
-        )
+        super().__init__(mapping, layout.completion_offset(submission_entries), entries, layout.COMPLETION_BYTES)
         self._head = 0
 
     def has_pending(self) -> bool:

@@ -1,0 +1,334 @@
+"""Volumes by name: create, remove, resize, stat, list, open, close. Who may hold what (CONTRACTS 5).
+
+Every method that may take time is a coroutine; what blocks runs on one management thread. Everything durable is
+durable before it returns. Errors are OSError with an errno and words for people. Events to clients are the caller's
+business: it is told by ``Watcher``. This file knows neither sockets nor rings.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from shm_server.abi.control import VolumeInfo
+from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
+from shm_server.stores.base import Stores
+from shm_server.volumes.catalog import Catalog, Record
+from shm_server.volumes.handle import Handle
+from shm_server.volumes.volume import Volume
+
+log = logging.getLogger(__name__)
+
+NAME_RULE = "[a-z0-9][a-z0-9.-]{0,62}"
+_NAME = re.compile(NAME_RULE)
+
+SIZE_STEP_BYTES = 4096  # sizes are rounded up to this (Open vStorage rounds up to a cluster)
+MAX_VOLUMES = 4096  # so that a list fits one control message
+ACCESSES = ("r", "w", "rw")
+RELEASE_LIMIT_S = 5.0
+ACK_LIMIT_S = 2.0
+
+
+class Watcher(Protocol):
+    """Whoever wants to know. Called on the loop's thread, after the change is durable."""
+
+    def volume_created(self, info: VolumeInfo) -> None: ...
+
+    def volume_removed(self, name: str, uuid: str) -> None: ...
+
+    def volume_resized(self, info: VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
+        """Tell the holders; the result is set when they all have acted on it."""
+        ...
+
+    def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open volume, who holds it, and who waits for holders to go."""
+
+    volume: Volume
+    handles: list[Handle]
+    waiters: list[Wait[None]]
+
+
+class Manager:
+    def __init__(
+        self, runtime: Runtime, stores: Stores, catalog: Catalog, max_volume_size: int, watcher: Watcher
+    ) -> None:
+        self._runtime = runtime
+        self._stores = stores
+        self._catalog = catalog
+        self._max_volume_size = max_volume_size
+        self._watcher = watcher
+        self._lane = Lane(1)
+        self._locks: dict[str, tuple[Lock, int]] = {}
+        self._open: dict[str, _Open] = {}
+        self._failed: set[str] = set()
+        for record in catalog.unfinished():
+            log.warning("volume %s was half created or half removed when the server died: removing it", record.name)
+            stores.remove(record.name)
+            catalog.forget(record.name)
+        self._records = {record.name: record for record in catalog.load()}
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def stat(self, name: str) -> VolumeInfo:
+        record = self._record(name)
+        held = self._open.get(name)
+        writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
+        allocated = held.volume.store.allocated_bytes() if held else self._stores.allocated_bytes(name)
+        return VolumeInfo(
+            name=name,
+            uuid=record.uuid,
+            size_bytes=record.size_bytes,
+            allocated_bytes=allocated,
+            generation=record.generation,
+            can_discard=True,
+            failed=name in self._failed,
+            held=writer.words if writer else None,
+        )
+
+    def stat_all(self) -> list[VolumeInfo]:
+        return [self.stat(name) for name in sorted(self._records)]
+
+    def handles(self) -> list[Handle]:
+        """Every open handle."""
+        return [handle for held in self._open.values() for handle in held.handles]
+
+    # Changing -------------------------------------------------------------------------------------------------------
+
+    async def create(self, name: str, size_bytes: int) -> VolumeInfo:
+        """A new volume of zeros. EEXIST, EINVAL (name, size), EFBIG (max_volume_size), ENOSPC."""
+        if not _NAME.fullmatch(name):
+            raise OSError(errno.EINVAL, f"{name!r} is no volume name: {NAME_RULE}")
+        size_bytes = self._round_size(size_bytes)
+        async with self._locked(name):
+            if name in self._records:
+                raise OSError(errno.EEXIST, f"volume {name} exists")
+            if len(self._records) >= MAX_VOLUMES:
+                raise OSError(errno.ENOSPC, f"the pool has {MAX_VOLUMES} volumes, which is the most it can have")
+            record = Record(name, secrets.token_hex(16), size_bytes, 1)
+            await self._on_thread(lambda: self._create(record))
+            self._records[name] = record
+            info = self.stat(name)
+            log.info("volume %s created: %d bytes, uuid %s", name, size_bytes, record.uuid)
+            self._watcher.volume_created(info)
+            return info
+
+    def _create(self, record: Record) -> None:
+        self._catalog.begin_create(record)
+        try:
+            self._stores.create(record.name, record.size_bytes)
+        except OSError:
+            self._catalog.forget(record.name)
+            raise
+        self._catalog.finish_create(record.name)
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        """ENOENT; EBUSY while somebody holds it, with ``force`` only if they don't let go in time."""
+        async with self._locked(name):
+            record = self._record(name)
+            if force and (held := self._open.get(name)):
+                living = [handle for handle in held.handles if not handle.is_closing]
+                if living:
+                    self._watcher.release_requested(name, record.uuid, living)
+                await self._until(lambda: name not in self._open, name, RELEASE_LIMIT_S)
+            else:
+                await self._until(lambda: not self._is_dying(name), name, None)
+            if held := self._open.get(name):
+                raise self._busy(name, held.handles[0])
+            del self._records[name]
+            try:
+                await self._on_thread(lambda: self._remove(name))
+            except OSError:
+                self._records[name] = record
+                raise
+            self._failed.discard(name)
+            log.info("volume %s removed", name)
+            self._watcher.volume_removed(name, record.uuid)
+
+    def _remove(self, name: str) -> None:
+        self._catalog.begin_remove(name)
+        self._stores.remove(name)
+        self._catalog.forget(name)
+
+    async def resize(self, name: str, size_bytes: int, by: object = None) -> VolumeInfo:
+        """Grow. EPERM to shrink, EFBIG over max_volume_size. Waits (bounded) until the holders know."""
+        size_bytes = self._round_size(size_bytes)
+        async with self._locked(name):
+            record = self._record(name)
+            if size_bytes < record.size_bytes:
+                raise OSError(errno.EPERM, f"volume {name} has {record.size_bytes} bytes: a volume can't shrink")
+            if size_bytes == record.size_bytes:
+                return self.stat(name)
+            held = self._open.get(name)
+            if held is None:
+                held = await self._open_volume(record)
+                held_by_us = True
+            else:
+                held_by_us = False
+            grown = replace(record, size_bytes=size_bytes, generation=record.generation + 1)
+            try:
+                await held.volume.grow(size_bytes)
+                await self._on_thread(lambda: self._catalog.resize(name, size_bytes, grown.generation))
+                self._records[name] = grown
+                held.volume.set_size(size_bytes, grown.generation)
+            finally:
+                if held_by_us or not held.handles:
+                    self._close_volume(held)
+            info = self.stat(name)
+            log.info("volume %s resized: %d bytes", name, size_bytes)
+            holders = [handle for handle in held.handles if not handle.is_closing]
+            known = self._watcher.volume_resized(info, holders, by)
+            if not await self._runtime.wait(known, ACK_LIMIT_S):
+                log.warning("volume %s: a holder did not acknowledge its new size within %g s", name, ACK_LIMIT_S)
+            return info
+
+    # Holding --------------------------------------------------------------------------------------------------------
+
+    async def open(
+        self, name: str, access: str, owner: str, words: str, pid: int, number: int, is_wanted: Callable[[], bool]
+    ) -> Handle:
+        """A handle. EBUSY where another owner writes. Waits for the last operations of a holder that has gone.
+
+        ``is_wanted`` is asked before the handle is made: whoever asked may have gone meanwhile.
+        """
+        if access not in ACCESSES:
+            raise OSError(errno.EINVAL, f"access {access!r}: it is one of {', '.join(ACCESSES)}")
+        async with self._locked(name):
+            record = self._record(name)
+            if "w" in access:
+                await self._until(lambda: not self._is_dying(name), name, None)
+                for handle in self._writers(name):
+                    if not owner or handle.owner != owner:
+                        raise self._busy(name, handle)
+            held = self._open.get(name)
+            if held is None:
+                held = await self._open_volume(record)
+            if not is_wanted():
+                if not held.handles:
+                    self._close_volume(held)
+                raise OSError(errno.ECONNRESET, "the client has gone")
+            handle = Handle(number, held.volume, access, owner, words, pid)
+            held.handles.append(handle)
+            return handle
+
+    def close(self, handle: Handle) -> Wait[None]:
+        """Discard what has not started; the result is set when what has is over and the volume is free."""
+        closed: Wait[None] = Wait()
+        handle.close(lambda: self._closed(handle, closed))
+        return closed
+
+    def _closed(self, handle: Handle, closed: Wait[None]) -> None:
+        held = self._open.get(handle.volume.name)
+        if held is not None and handle in held.handles:
+            held.handles.remove(handle)
+            if not held.handles and self._lock_is_free(handle.volume.name):
+                self._close_volume(held)
+            waiters, held.waiters = held.waiters, []
+            for waiter in waiters:
+                waiter.set()
+        closed.set()
+
+    async def _open_volume(self, record: Record) -> _Open:
+        store = await self._on_thread(lambda: self._stores.open(record.name, record.size_bytes))
+        volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
+        held = _Open(volume, [], [])
+        volume.on_failure = lambda: self._volume_failed(held)
+        self._open[record.name] = held
+        self._failed.discard(record.name)
+        return held
+
+    def _close_volume(self, held: _Open) -> None:
+        if self._open.get(held.volume.name) is held:
+            del self._open[held.volume.name]
+            held.volume.close()
+
+    def _volume_failed(self, held: _Open) -> None:
+        self._failed.add(held.volume.name)
+        for handle in held.handles:
+            handle.refresh()
+
+    # Helpers --------------------------------------------------------------------------------------------------------
+
+    def _record(self, name: str) -> Record:
+        record = self._records.get(name)
+        if record is None:
+            raise OSError(errno.ENOENT, f"there is no volume {name}")
+        return record
+
+    def _round_size(self, size_bytes: int) -> int:
+        if size_bytes <= 0:
+            raise OSError(errno.EINVAL, f"a volume of {size_bytes} bytes: it needs at least one")
+        rounded = -(-size_bytes // SIZE_STEP_BYTES) * SIZE_STEP_BYTES
+        if rounded > self._max_volume_size:
+            raise OSError(
+                errno.EFBIG, f"{size_bytes} bytes are more than volume_manager.max_volume_size, {self._max_volume_size}"
+            )
+        return rounded
+
+    def _writers(self, name: str) -> list[Handle]:
+        held = self._open.get(name)
+        return [handle for handle in held.handles if handle.can_write] if held else []
+
+    def _is_dying(self, name: str) -> bool:
+        """A holder has gone, but writes of its are still in flight."""
+        held = self._open.get(name)
+        return held is not None and any(handle.is_closing for handle in held.handles)
+
+    def _busy(self, name: str, handle: Handle) -> OSError:
+        return OSError(errno.EBUSY, f"volume {name} is held by {handle.words}")
+
+    async def _until(self, condition: Callable[[], bool], name: str, limit_s: float | None) -> None:
+        """Wait until ``condition``, looked at whenever a handle on ``name`` goes."""
+        deadline = None if limit_s is None else self._runtime.clock() + limit_s
+        while not condition():
+            held = self._open.get(name)
+            if held is None:
+                return
+            gone: Wait[None] = Wait()
+            held.waiters.append(gone)
+            if deadline is None:
+                await gone
+            elif not await self._runtime.wait(gone, max(0.0, deadline - self._runtime.clock())):
+                return
+            self._sweep(name)
+
+    def _sweep(self, name: str) -> None:
+        """Close a volume whose last holder has gone while we waited."""
+        held = self._open.get(name)
+        if held is not None and not held.handles:
+            self._close_volume(held)
+
+    def _on_thread(self, function: Callable[[], object]) -> Call:
+        return Call(self._runtime, self._lane, function)
+
+    def _lock_is_free(self, name: str) -> bool:
+        entry = self._locks.get(name)
+        return entry is None or entry[0].is_free
+
+    @asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[None]:
+        """One change of a volume at a time; looking needs no lock."""
+        lock, users = self._locks.get(name) or (Lock(), 0)
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                self._sweep(name)
+                try:
+                    yield
+                finally:
+                    self._sweep(name)  # before the lock is handed over
+        finally:
+            lock, users = self._locks[name]
+            if users == 1:
+                del self._locks[name]
+            else:
+                self._locks[name] = (lock, users - 1)

@@ -1,0 +1,330 @@
+"""Control requests → the manager → replies; changes of volumes → events. One coroutine per request.
+
+Also what the end of a client means (CONTRACTS 2): its handles are fenced, its segment lives on as a zombie until the
+last started operation has come back, and only then are its volumes free.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from shm_server.abi import control, layout, segment
+from shm_server.client import MAX_REQUESTS, Client, ClientError
+from shm_server.manager import Manager
+from shm_server.runtime import Call, Job, Lane, Runtime, Wait
+from shm_server.volumes.handle import Handle
+
+log = logging.getLogger(__name__)
+
+MAX_HANDLES = 1024  # of one client
+# One client gets at most so much of the region, so that a second can always attach.
+SHARE_NUMERATOR, SHARE_DENOMINATOR = 3, 4
+
+
+class Host(Protocol):
+    """What the server does for us."""
+
+    def attached(self, client: Client) -> None:
+        """Watch its doorbell, serve its ring."""
+
+    def drop(self, client: Client, reason: str) -> None:
+        """Close it, at the end of this turn."""
+
+    def clients(self) -> Iterable[Client]: ...
+
+
+class Requests:
+    """Also the manager's Watcher."""
+
+    def __init__(
+        self, runtime: Runtime, host: Host, pool: str, pid: int, region_bytes: int, attach_refusal: str | None
+    ) -> None:
+        self.instance = secrets.token_hex(8)
+        self._runtime = runtime
+        self._host = host
+        self._pool = pool
+        self._pid = pid
+        self._region_bytes = region_bytes
+        self._region_used = 0
+        self._attach_refusal = attach_refusal
+        self._segment_lane = Lane(1)
+        self._zombies: set[Client] = set()
+        self.manager: Manager  # set by the server, which makes the manager with us as its watcher
+        self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
+            control.Hello: self._hello,
+            control.Attach: self._attach,
+            control.Open: self._open,
+            control.Close: self._close,
+            control.Create: self._create,
+            control.Remove: self._remove,
+            control.Resize: self._resize,
+            control.Stat: self._stat,
+            control.List: self._list,
+            control.ListHandles: self._list_handles,
+            control.Subscribe: self._subscribe,
+        }
+
+    # The way of a request -------------------------------------------------------------------------------------------
+
+    def accept(self, client: Client, request: control.Request) -> None:
+        """Begin to answer. Raises ClientError where the client must go."""
+        if isinstance(request, control.Ack):
+            acknowledge = client.acks.pop(request.sequence, None)
+            if acknowledge is not None:
+                acknowledge()
+            return
+        if not client.is_greeted and not isinstance(request, control.Hello):
+            raise ClientError(errno.EPROTO, f"{type(request).__name__} before Hello")
+        if client.requests >= MAX_REQUESTS:
+            raise ClientError(errno.EAGAIN, f"more than {MAX_REQUESTS} requests at once")
+        client.requests += 1
+        handler = self._handlers[type(request)]
+        Job(handler(client, request), partial(self._answer, client, request.id)).start()
+
+    def _answer(self, client: Client, number: int, reply: control.Reply | None, error: BaseException | None) -> None:
+        client.requests -= 1
+        if error is not None:
+            if isinstance(error, OSError):
+                words = error.strerror or str(error)
+                reply = control.Failed(number, error.errno or errno.EIO, words)
+            else:
+                log.error("%s: a request failed by a mistake of the server", client.words, exc_info=error)
+                reply = control.Failed(number, errno.EIO, f"mistake of the server: {type(error).__name__}")
+        if reply is not None:
+            self._send(client, reply)
+        if isinstance(error, ClientError):
+            client.is_closing = True
+
+    def _send(self, client: Client, message: control.Message) -> None:
+        try:
+            client.send(message)
+        except OSError as error:
+            self._host.drop(client, str(error))
+
+    # Greeting and attaching -----------------------------------------------------------------------------------------
+
+    async def _hello(self, client: Client, request: control.Hello) -> control.Reply:
+        if request.version != layout.ABI_VERSION:
+            raise ClientError(
+                errno.EPROTONOSUPPORT,
+                f"the client speaks version {request.version}, this server speaks {layout.ABI_VERSION}",
+            )
+        client.is_greeted = True
+        if request.words:
+            client.words = request.words
+        return control.Welcome(request.id, layout.ABI_VERSION, self.instance, self._pid, self._pool)
+
+    async def _attach(self, client: Client, request: control.Attach) -> control.Reply | None:
+        if self._attach_refusal is not None:
+            raise OSError(errno.EPERM, self._attach_refusal)
+        if client.attachment is not None or client.is_attaching:
+            raise OSError(errno.EALREADY, "this client is attached already")
+        if not layout.is_ring_size(request.ring_entries):
+            raise OSError(
+                errno.EINVAL,
+                f"rings of {request.ring_entries} entries: a power of two from "
+                f"{layout.MIN_RING_ENTRIES} to {layout.MAX_RING_ENTRIES}",
+            )
+        if request.segment_bytes <= 0:
+            raise OSError(errno.EINVAL, f"a segment of {request.segment_bytes} bytes")
+        slot_count = self._share(request.segment_bytes)
+        size = slot_count * layout.SLOT_BYTES
+        self._region_used += size
+        client.is_attaching = True
+        try:
+            # Allocating it touches every page: on a thread.
+            slots_fd = await Call(self._runtime, self._segment_lane, partial(segment.create_slots, slot_count))
+            completions = min(2 * request.ring_entries, layout.MAX_RING_ENTRIES)
+            descriptors = client.attach(slots_fd, slot_count, request.ring_entries, completions)
+        except OSError:
+            self._region_used -= size
+            raise
+        finally:
+            client.is_attaching = False
+        client.segment_bytes = size
+        if client.is_closed:
+            for fd in descriptors:
+                os.close(fd)
+            self._bury(client)
+            raise OSError(errno.ECONNRESET, "the client has gone")
+        self._host.attached(client)
+        log.info("%s attached: %d slots, rings of %d", client.words, slot_count, request.ring_entries)
+        reply = control.Attached(request.id, layout.SLOT_BYTES, slot_count, request.ring_entries, completions)
+        client.send(reply, descriptors)
+        return None
+
+    def _share(self, wish_bytes: int) -> int:
+        """Slots for a client that wishes for so many bytes. Raises ENOMEM where the region is used up."""
+        wish = -(-wish_bytes // layout.SLOT_BYTES)
+        share = self._region_bytes * SHARE_NUMERATOR // SHARE_DENOMINATOR // layout.SLOT_BYTES
+        left = (self._region_bytes - self._region_used) // layout.SLOT_BYTES
+        slots = min(wish, max(share, 1), left)
+        if slots <= 0:
+            raise OSError(
+                errno.ENOMEM,
+                f"{self._region_used} of the {self._region_bytes} bytes of shm_interface.shm_region_size are in use: "
+                f"detach a client or enlarge it",
+            )
+        return slots
+
+    # Volumes --------------------------------------------------------------------------------------------------------
+
+    async def _open(self, client: Client, request: control.Open) -> control.Reply:
+        if client.attachment is None:
+            raise OSError(errno.ENOTCONN, "attach before opening a volume")
+        if len(client.attachment.handles) >= MAX_HANDLES:
+            raise OSError(errno.EMFILE, f"this client has {MAX_HANDLES} handles, which is the most it can have")
+        handle = await self.manager.open(
+            request.name,
+            request.access,
+            request.owner,
+            request.words or client.words,
+            client.pid,
+            client.next_handle(),
+            lambda: not client.is_closed,
+        )
+        client.attachment.handles[handle.number] = handle
+        return control.Opened(request.id, handle.number, handle.epoch, self.manager.stat(request.name))
+
+    async def _close(self, client: Client, request: control.Close) -> control.Reply:
+        handle = client.attachment.handles.pop(request.handle, None) if client.attachment else None
+        if handle is None:
+            raise OSError(errno.EBADF, f"there is no handle {request.handle}")
+        await self.manager.close(handle)
+        return control.Done(request.id)
+
+    async def _create(self, client: Client, request: control.Create) -> control.Reply:
+        return control.Volume(request.id, await self.manager.create(request.name, request.size_bytes))
+
+    async def _remove(self, client: Client, request: control.Remove) -> control.Reply:
+        await self.manager.remove(request.name, force=request.force)
+        return control.Done(request.id)
+
+    async def _resize(self, client: Client, request: control.Resize) -> control.Reply:
+        return control.Volume(request.id, await self.manager.resize(request.name, request.size_bytes, client))
+
+    async def _stat(self, client: Client, request: control.Stat) -> control.Reply:
+        return control.Volume(request.id, self.manager.stat(request.name))
+
+    async def _list(self, client: Client, request: control.List) -> control.Reply:
+        return control.Volumes(request.id, self.manager.stat_all())
+
+    async def _list_handles(self, client: Client, request: control.ListHandles) -> control.Reply:
+        return control.Handles(request.id, [_handle_info(handle) for handle in self.manager.handles()])
+
+    async def _subscribe(self, client: Client, request: control.Subscribe) -> control.Reply:
+        client.is_subscribed = True
+        return control.Volumes(request.id, self.manager.stat_all())
+
+    # Events: we are the manager's Watcher ---------------------------------------------------------------------------
+
+    def volume_created(self, info: control.VolumeInfo) -> None:
+        self._tell((client for client in self._host.clients() if client.is_subscribed), control.VolumeCreated, info)
+
+    def volume_removed(self, name: str, uuid: str) -> None:
+        for client in list(self._host.clients()):
+            if client.is_subscribed:
+                self._event(client, lambda sequence: control.VolumeRemoved(sequence, name, uuid))
+
+    def volume_resized(self, info: control.VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
+        """Whoever asked for it is told too, but not waited for: it waits for us."""
+        everyone: Wait[None] = Wait()
+        waiting: set[int] = set()
+
+        def acknowledged(number: int, _value: None, _error: BaseException | None) -> None:
+            waiting.discard(number)
+            if not waiting:
+                everyone.set()
+
+        told = []
+        for client in list(self._host.clients()):
+            is_holder = any(handle in holders for handle in client.handles())
+            if not is_holder and not client.is_subscribed:
+                continue
+            known: Wait[None] = Wait()
+            if is_holder and client is not by:
+                waiting.add(client.number)
+                known.start(partial(acknowledged, client.number))
+            told.append((client, known))
+        for client, known in told:
+            self._event(client, lambda sequence: control.VolumeResized(sequence, info), known)
+        if not waiting:
+            everyone.set()
+        return everyone
+
+    def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None:
+        for client in list(self._host.clients()):
+            if any(handle in holders for handle in client.handles()):
+                self._event(client, lambda sequence: control.ReleaseRequested(sequence, name, uuid))
+
+    def _tell(
+        self,
+        clients: Iterable[Client],
+        event: Callable[[int, control.VolumeInfo], control.Event],
+        info: control.VolumeInfo,
+    ) -> None:
+        for client in list(clients):
+            self._event(client, lambda sequence: event(sequence, info))
+
+    def _event(
+        self, client: Client, make: Callable[[int], control.Event], acknowledged: Wait[None] | None = None
+    ) -> None:
+        try:
+            client.send_event(make, acknowledged)
+        except OSError as error:
+            self._host.drop(client, str(error))
+
+    # The end of a client --------------------------------------------------------------------------------------------
+
+    def release(self, client: Client) -> None:
+        """The client has gone: fence and free everything it held."""
+        attachment = client.attachment
+        if attachment is None:
+            return
+        attachment.is_gone = True
+        for handle in list(attachment.handles.values()):
+            self.manager.close(handle)
+        attachment.handles.clear()
+        attachment.on_drained = partial(self._bury, client)
+        if attachment.in_flight:
+            self._zombies.add(client)
+            log.info("%s has gone: %d operations are still in flight", client.words, attachment.in_flight)
+        else:
+            self._bury(client)
+
+    def in_flight(self) -> int:
+        """Operations of clients that have gone."""
+        return sum(client.attachment.in_flight for client in self._zombies if client.attachment is not None)
+
+    def _bury(self, client: Client) -> None:
+        """The last operation of a client that has gone has come back."""
+        attachment, client.attachment = client.attachment, None
+        self._zombies.discard(client)
+        if attachment is not None:
+            attachment.close()
+            if client.bell is not None:
+                client.bell.close()
+            self._region_used -= client.segment_bytes
+            client.segment_bytes = 0
+
+
+def _handle_info(handle: Handle) -> control.HandleInfo:
+    return control.HandleInfo(
+        handle=handle.number,
+        volume=handle.volume.name,
+        access=handle.access,
+        owner=handle.owner,
+        words=handle.words,
+        pid=handle.pid,
+        read_bytes=handle.read_bytes,
+        written_bytes=handle.written_bytes,
+        reads=handle.reads,
+        writes=handle.writes,
+        in_flight=len(handle.tasks),
+    )

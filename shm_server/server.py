@@ -1,0 +1,373 @@
+"""The volume server: one process, one epoll loop, one turn after the other.
+
+A turn serves a bounded batch of every client that has entries in its ring, one step of every long operation, and what
+the worker threads have finished; then it publishes completions, once per client. Only when there is nothing to do does
+it raise its sleep words, look at the rings once more, and sleep in epoll; under load sockets are looked at every few
+turns. Requests of clients are answered in requests.py, entries in dispatch.py; this file knows when, not what.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shm_server.abi import control, segment
+from shm_server.abi.ring import RingError
+from shm_server.client import Client, ClientError
+from shm_server.dispatch import Attachment, Dispatcher
+from shm_server.locks import FileLock, listen
+from shm_server.manager import Manager
+from shm_server.requests import Requests
+from shm_server.runtime import Runtime
+from shm_server.stores import DelayRule, open_stores
+from shm_server.volumes.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+MAX_CLIENTS = 128
+TURNS_PER_POLL = 16  # under load, sockets are looked at every so many turns
+STARVED_POLL_S = 0.005  # a client whose completion ring is full rings no doorbell when it makes room
+DRAIN_LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server needs to know; config.py fills it."""
+
+    pool: Path
+    socket_path: Path
+    store: str = "file"
+    region_bytes: int = 256 << 20
+    max_volume_size: int = 64 << 40
+    is_shm_enabled: bool = True
+    config_path: str = "vpool.json"
+    allowed_uids: tuple[int, ...] = ()
+    delays: Sequence[DelayRule] = ()
+    spin_s: float = 0.0  # how long to look at the rings before sleeping
+
+
+class Server:
+    """``start()``, then ``run()`` until ``stop()`` (from any thread, or a signal)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clients: dict[int, Client] = {}
+        self._attached: tuple[tuple[Client, Attachment], ...] = ()
+        self._doomed: list[tuple[Client, str]] = []
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._client_number = 0
+        self._is_stopping = False
+        self._wakeup: tuple[socket.socket, socket.socket] | None = None
+
+    # Beginning and end ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Lock, open, listen. Raises OSError with words for people."""
+        settings = self._settings
+        segment.check_machine()
+        settings.pool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._pool_lock = FileLock(settings.pool / ".lock", f"pool {settings.pool}")
+        try:
+            lock_path = settings.socket_path.with_name(settings.socket_path.name + ".lock")
+            self._socket_lock = FileLock(lock_path, f"socket {settings.socket_path}")
+            try:
+                self._listener = listen(settings.socket_path, is_public=bool(settings.allowed_uids))
+                try:
+                    self._build()
+                except BaseException:
+                    self._listener.close()
+                    settings.socket_path.unlink(missing_ok=True)
+                    raise
+            except BaseException:
+                self._socket_lock.close()
+                raise
+        except BaseException:
+            self._pool_lock.close()
+            raise
+
+    def _build(self) -> None:
+        settings = self._settings
+        self._stores = open_stores(settings.store, settings.pool, settings.delays)
+        self._catalog = Catalog(settings.pool / "catalogue.sqlite" if self._stores.is_persistent else None)
+        self._runtime = Runtime()
+        refusal = None
+        if not settings.is_shm_enabled:
+            refusal = (
+                f"attaching is switched off: set filesystem.fs_enable_shm_interface to true in {settings.config_path}"
+            )
+        self._requests = Requests(self._runtime, self, str(settings.pool), os.getpid(), settings.region_bytes, refusal)
+        self._manager = Manager(
+            self._runtime, self._stores, self._catalog, settings.max_volume_size, watcher=self._requests
+        )
+        self._requests.manager = self._manager
+        self._dispatcher = Dispatcher(self._runtime)
+        self._epoll = select.epoll()
+        self._watch(self._listener.fileno(), self._accept)
+        # Edge-triggered: an eventfd that is only there to wake us need not be read.
+        self._watch(self._runtime.wake_fd, _ignore, select.EPOLLIN | select.EPOLLET)
+
+    def handle_signals(self) -> None:
+        """SIGTERM and SIGINT stop the server. Only from the main thread."""
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup[1].fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+        self._watch(self._wakeup[0].fileno(), self._signalled)
+
+    def _signalled(self, _events: int) -> None:
+        assert self._wakeup is not None
+        numbers = set(self._wakeup[0].recv(64))
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
+            log.info("stopping: %s", ", ".join(sorted(signal.Signals(number).name for number in numbers)))
+            self._is_stopping = True
+
+    def stop(self) -> None:
+        """End run() soon. From any thread."""
+        self._is_stopping = True
+        self._runtime.wake()
+
+    def run(self) -> None:
+        """Serve until stopped; then let what has started end, and clean up."""
+        try:
+            while not self._is_stopping:
+                self._turn()
+        finally:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        self._unwatch(self._listener.fileno())
+        self._listener.close()
+        deadline = time.monotonic() + DRAIN_LIMIT_S
+        while self._in_flight() and time.monotonic() < deadline:
+            self._dispatcher.publish()
+            timeout_s = self._runtime.timeout_s()
+            self._poll(0.5 if timeout_s is None else min(0.5, timeout_s))
+        if left := self._in_flight():
+            log.warning("%d operations did not end within %g s", left, DRAIN_LIMIT_S)
+        self._dispatcher.publish()
+        for client in list(self._clients.values()):
+            self._close_client(client)
+        self._runtime.collect()
+        self._settings.socket_path.unlink(missing_ok=True)
+        self._runtime.close()
+        self._catalog.close()
+        self._stores.close()
+        self._epoll.close()
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            for end in self._wakeup:
+                end.close()
+        self._socket_lock.close()
+        self._pool_lock.close()
+        log.info("stopped")
+
+    def _in_flight(self) -> int:
+        operations = sum(attachment.in_flight for _, attachment in self._attached)
+        return operations + self._requests.in_flight() + sum(client.requests for client in self._clients.values())
+
+    # The loop -------------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Work until there is nothing to do, then sleep once."""
+        turns = 0
+        while not self._is_stopping:
+            if self._serve():
+                turns += 1
+                if turns % TURNS_PER_POLL == 0:
+                    self._poll(0)
+            elif self._may_sleep():
+                break
+        else:
+            return
+        timeout_s = self._runtime.timeout_s()
+        if any(attachment.is_starved for _, attachment in self._attached):
+            timeout_s = STARVED_POLL_S if timeout_s is None else min(timeout_s, STARVED_POLL_S)
+        self._poll(timeout_s)
+        for _, attachment in self._attached:
+            attachment.submissions.lower_sleep()
+
+    def _serve(self) -> bool:
+        """A batch of every client, a step of every long operation. False: there was nothing to do."""
+        serve = self._dispatcher.serve
+        worked = False
+        for client, attachment in self._attached:
+            try:
+                if serve(attachment):
+                    worked = True
+            except RingError as error:
+                self.drop(client, str(error))
+            except Exception:
+                log.exception("%s: a mistake of the server", client.words)
+                self.drop(client, "a mistake of the server")
+        runtime = self._runtime
+        if runtime.finished:
+            runtime.collect()
+            worked = True
+        if runtime.ready:
+            runtime.step()
+            worked = True
+        self._dispatcher.publish()
+        if self._doomed:
+            self._bury_doomed()
+        return worked
+
+    def _may_sleep(self) -> bool:
+        """Raise the sleep words; False: something has come in meanwhile."""
+        if self._settings.spin_s and self._spin():
+            return False
+        for _, attachment in self._attached:
+            if not attachment.is_starved and not attachment.submissions.raise_sleep():
+                for _, other in self._attached:
+                    other.submissions.lower_sleep()
+                return False
+        return True
+
+    def _spin(self) -> bool:
+        """Look at the rings for a while; True: something has come."""
+        deadline = time.monotonic() + self._settings.spin_s
+        while time.monotonic() < deadline:
+            if self._runtime.finished:
+                return True
+            for client, attachment in self._attached:
+                try:
+                    if not attachment.is_starved and attachment.submissions.pending():
+                        return True
+                except RingError as error:
+                    self.drop(client, str(error))
+                    return True
+        return False
+
+    def _poll(self, timeout_s: float | None) -> None:
+        """Sockets, timers, threads."""
+        for fd, events in self._epoll.poll(timeout_s):
+            watcher = self._watched.get(fd)
+            if watcher is not None:
+                watcher(events)
+        self._runtime.fire_timers()
+        self._runtime.collect()
+        self._runtime.step()
+        if self._doomed:
+            self._bury_doomed()
+
+    def _watch(self, fd: int, watcher: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+        self._watched[fd] = watcher
+        self._epoll.register(fd, events)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    # Clients --------------------------------------------------------------------------------------------------------
+
+    def _accept(self, _events: int) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.error("can't accept a client: %s", error)
+            return
+        connection.setblocking(False)
+        self._client_number += 1
+        client = Client(connection, self._client_number)
+        client.on_output_change = lambda: self._output_changed(client)
+        refusal = self._refusal(client)
+        self._clients[client.number] = client
+        self._watch(connection.fileno(), lambda events: self._client_ready(client, events))
+        if refusal is not None:
+            self._refuse(client, refusal)
+
+    def _refusal(self, client: Client) -> OSError | None:
+        settings = self._settings
+        if client.uid not in (0, os.getuid(), *settings.allowed_uids):
+            return OSError(
+                errno.EACCES,
+                f"uid {client.uid} may not use this server: "
+                f"list it in shm_server.allowed_uids of {settings.config_path}",
+            )
+        if len(self._clients) >= MAX_CLIENTS:
+            return OSError(errno.EAGAIN, f"this server has {MAX_CLIENTS} clients, which is the most it can have")
+        return None
+
+    def _refuse(self, client: Client, error: OSError) -> None:
+        """Tell it why (id 0) and close."""
+        words = error.strerror or str(error)
+        try:
+            client.send(control.Failed(0, error.errno or errno.EPROTO, words))
+        except OSError:
+            pass
+        self.drop(client, words)
+
+    def _client_ready(self, client: Client, events: int) -> None:
+        if client.is_closed:
+            return
+        try:
+            if events & select.EPOLLOUT:
+                client.flush()
+            if events & ~select.EPOLLOUT:
+                requests = client.receive()
+                if requests is None:
+                    self.drop(client, "")
+                    return
+                for request in requests:
+                    self._requests.accept(client, request)
+        except (control.ControlError, ClientError) as error:
+            self._refuse(client, error)
+        except OSError as error:
+            self.drop(client, str(error))
+        except Exception:
+            log.exception("%s: a mistake of the server", client.words)
+            self.drop(client, "a mistake of the server")
+        if client.is_closing and not client.wants_to_send:
+            self.drop(client, "")
+
+    def drop(self, client: Client, reason: str) -> None:
+        """Close a client at the end of this turn; an empty reason needs no log line."""
+        if reason:
+            log.warning("%s is refused: %s", client.words, reason)
+        if not client.is_doomed:
+            client.is_doomed = True
+            self._doomed.append((client, reason))
+
+    def _bury_doomed(self) -> None:
+        while self._doomed:
+            client, _ = self._doomed.pop()
+            self._close_client(client)
+
+    def _close_client(self, client: Client) -> None:
+        if self._clients.pop(client.number, None) is None:
+            return
+        self._unwatch(client.socket.fileno())
+        if client.bell is not None:
+            self._unwatch(client.bell.fileno())
+        self._attached = tuple(pair for pair in self._attached if pair[0] is not client)
+        client.close()
+        self._requests.release(client)
+
+    def attached(self, client: Client) -> None:
+        """Its ring is there: serve it from now on."""
+        assert client.attachment is not None
+        assert client.bell is not None
+        self._attached = (*self._attached, (client, client.attachment))
+        self._watch(client.bell.fileno(), _ignore, select.EPOLLIN | select.EPOLLET)
+
+    def clients(self) -> Iterable[Client]:
+        return self._clients.values()
+
+    def _output_changed(self, client: Client) -> None:
+        """Its socket did not take all, or has taken the rest now."""
+        self._epoll.modify(client.socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if client.wants_to_send else 0))
+
+
+def _ignore(_events: int) -> None:
+    """Being awake is all that was wanted."""

@@ -1,0 +1,111 @@
+"""The Store protocol: one volume's bytes, and the protocol of the place where stores are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+Views = Sequence[memoryview]
+
+# What a store may do on the loop's thread in one go where memory is all it touches.
+INLINE_BYTES = 1 << 20
+
+
+class Store(Protocol):
+    """One volume's bytes. Offsets and lengths are bytes and lie within the size; the caller has checked that.
+
+    ``read_now`` and ``write_now`` never block for long: they move what can be moved at once and return how many bytes
+    that was (0: nothing). The others do the whole thing or raise OSError, and may block: they run on a thread, unless
+    ``inline_bytes`` says that so much may be done on the loop's thread.
+    """
+
+    can_discard: bool
+    inline_bytes: int  # punch, zero and fill of up to so many bytes may run inline; 0: on a thread
+    is_sync_instant: bool  # sync() has nothing to wait for: it may run inline
+
+    def read_now(self, views: Views, offset: int, /) -> int: ...
+
+    def write_now(self, views: Views, offset: int, /) -> int: ...
+
+    def read(self, views: Views, offset: int) -> int:
+        """Fill the views; returns their length."""
+        ...
+
+    def write(self, views: Views, offset: int) -> int:
+        """Write all of the views; returns their length."""
+        ...
+
+    def fill(self, pattern: memoryview, offset: int) -> int:
+        """Write ordinary memory (WRITE SAME, zeros); as write(), but never counted as a client's write."""
+        ...
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give the space back; the range reads zeros afterwards, its unaligned edges too."""
+        ...
+
+    def zero(self, offset: int, length: int) -> bool:
+        """Make the range read zeros with its space kept; False: can't, write zeros instead."""
+        ...
+
+    def sync(self) -> None:
+        """Everything written before is durable when this returns."""
+        ...
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow, durably."""
+        ...
+
+    @property
+    def dirty_bytes(self) -> int:
+        """Bytes written since the last sync began, where a budget bounds them; else 0."""
+        ...
+
+    def allocated_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Stores(Protocol):
+    """A place for stores. ``is_persistent``: they outlive the process."""
+
+    is_persistent: bool
+
+    def create(self, name: str, size_bytes: int) -> None:
+        """Make the store, durably. One of that name that is there already is FileExistsError."""
+        ...
+
+    def open(self, name: str, size_bytes: int) -> Store: ...
+
+    def remove(self, name: str) -> None:
+        """Remove the store, durably; one that is not there is fine."""
+        ...
+
+    def allocated_bytes(self, name: str) -> int:
+        """Space taken by a store that need not be open."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def views_after(views: Views, done_bytes: int) -> list[memoryview]:
+    """What is left of ``views`` behind their first ``done_bytes`` bytes."""
+    left = []
+    for view in views:
+        size = len(view)
+        if done_bytes >= size:
+            done_bytes -= size
+        else:
+            left.append(view[done_bytes:] if done_bytes else view)
+            done_bytes = 0
+    return left
+
+
+def views_until(views: Views, length: int) -> list[memoryview]:
+    """The first ``length`` bytes of ``views``."""
+    head = []
+    for view in views:
+        if length <= 0:
+            break
+        head.append(view[:length] if len(view) > length else view)
+        length -= len(view)
+    return head

@@ -1,0 +1,140 @@
+"""A filter for tests: chosen operations take longer, or fail. The waiting is done on a worker thread.
+
+A rule names a volume, operations (read, write, discard, flush), a byte range, and what happens: ``seconds`` of delay
+before the operation is done, then ``error`` (an errno) instead of doing it. ``count`` bounds how often it acts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shm_server.stores.base import Store, Stores, Views
+
+OPERATIONS = ("read", "write", "discard", "flush")
+
+
+@dataclass(frozen=True)
+class DelayRule:
+    """``volume`` "" means any; ``length`` 0 means to the end; ``count`` 0 means always; flushes have no range."""
+
+    volume: str = ""
+    operations: tuple[str, ...] = ("write",)
+    offset: int = 0
+    length: int = 0
+    seconds: float = 0.0
+    error: int = 0
+    count: int = 0
+
+    def matches(self, operation: str, offset: int, length: int) -> bool:
+        if operation not in self.operations:
+            return False
+        if operation == "flush":
+            return True
+        return offset + length > self.offset and (self.length == 0 or offset < self.offset + self.length)
+
+
+class DelayStore:
+    """A store with rules in front. What a rule touches goes to a thread; the rest passes as before."""
+
+    def __init__(self, store: Store, rules: Sequence[DelayRule], left: dict[DelayRule, int]) -> None:
+        self._store = store
+        self._rules = rules
+        self._left = left
+        self._lock = threading.Lock()
+        operations = {operation for rule in rules for operation in rule.operations}
+        self.can_discard = store.can_discard
+        self.inline_bytes = 0 if operations & {"discard", "write"} else store.inline_bytes
+        self.is_sync_instant = store.is_sync_instant and "flush" not in operations
+
+    def _find(self, operation: str, offset: int, length: int) -> DelayRule | None:
+        for rule in self._rules:
+            if rule.matches(operation, offset, length) and (rule.count == 0 or self._left[rule] > 0):
+                return rule
+        return None
+
+    def _obey(self, operation: str, offset: int, length: int) -> None:
+        with self._lock:
+            rule = self._find(operation, offset, length)
+            if rule is not None and rule.count:
+                self._left[rule] -= 1
+        if rule is None:
+            return
+        time.sleep(rule.seconds)
+        if rule.error:
+            raise OSError(rule.error, os.strerror(rule.error))
+
+    @property
+    def dirty_bytes(self) -> int:
+        return self._store.dirty_bytes
+
+    def read_now(self, views: Views, offset: int, /) -> int:
+        if self._find("read", offset, sum(map(len, views))) is not None:
+            return 0
+        return self._store.read_now(views, offset)
+
+    def write_now(self, views: Views, offset: int, /) -> int:
+        if self._find("write", offset, sum(map(len, views))) is not None:
+            return 0
+        return self._store.write_now(views, offset)
+
+    def read(self, views: Views, offset: int) -> int:
+        self._obey("read", offset, sum(map(len, views)))
+        return self._store.read(views, offset)
+
+    def write(self, views: Views, offset: int) -> int:
+        self._obey("write", offset, sum(map(len, views)))
+        return self._store.write(views, offset)
+
+    def fill(self, pattern: memoryview, offset: int) -> int:
+        self._obey("write", offset, len(pattern))
+        return self._store.fill(pattern, offset)
+
+    def punch(self, offset: int, length: int) -> None:
+        self._obey("discard", offset, length)
+        self._store.punch(offset, length)
+
+    def zero(self, offset: int, length: int) -> bool:
+        self._obey("discard", offset, length)
+        return self._store.zero(offset, length)
+
+    def sync(self) -> None:
+        self._obey("flush", 0, 0)
+        self._store.sync()
+
+    def resize(self, size_bytes: int) -> None:
+        self._store.resize(size_bytes)
+
+    def allocated_bytes(self) -> int:
+        return self._store.allocated_bytes()
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class DelayStores:
+    def __init__(self, stores: Stores, rules: Sequence[DelayRule]) -> None:
+        self._stores = stores
+        self._rules = rules
+        self._left = {rule: rule.count for rule in rules}
+        self.is_persistent = stores.is_persistent
+
+    def create(self, name: str, size_bytes: int) -> None:
+        self._stores.create(name, size_bytes)
+
+    def open(self, name: str, size_bytes: int) -> Store:
+        store = self._stores.open(name, size_bytes)
+        rules = [rule for rule in self._rules if rule.volume in ("", name)]
+        return DelayStore(store, rules, self._left) if rules else store
+
+    def remove(self, name: str) -> None:
+        self._stores.remove(name)
+
+    def allocated_bytes(self, name: str) -> int:
+        return self._stores.allocated_bytes(name)
+
+    def close(self) -> None:
+        self._stores.close()

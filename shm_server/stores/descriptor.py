@@ -1,0 +1,136 @@
+"""A store behind one file descriptor: on a disk, on tmpfs or in a memfd. What may run inline was probed at open.
+
+tmpfs and memfd: everything is a copy in memory, plain preadv and pwritev inline. Disks: reads with RWF_NOWAIT, and a
+thread for what is not cached; buffered writes inline up to 64 KiB while the bytes since the last fdatasync are within
+a budget (above it the kernel may make the writer wait), else on a thread. The file is never mmapped: a full disk or a
+medium error would be a SIGBUS (CONTRACTS 7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+
+from shm_server.stores import linux
+from shm_server.stores.base import INLINE_BYTES, Views, views_after
+
+MAX_INLINE_WRITE_BYTES = 64 << 10
+DIRTY_BUDGET_BYTES = 64 << 20
+
+
+class DescriptorStore:
+    """Owns ``fd``."""
+
+    can_discard = True
+
+    def __init__(self, fd: int, *, is_memory: bool) -> None:
+        self.fd = fd
+        self._dirty_bytes = 0
+        self.is_sync_instant = is_memory
+        self.inline_bytes = INLINE_BYTES if is_memory else 0
+        # Bound once, without a Python frame in between: this is the path of every I/O.
+        self.read_now: Callable[[Views, int], int]
+        self.write_now: Callable[[Views, int], int]
+        if is_memory:
+            self.read_now = partial(os.preadv, fd)
+            self.write_now = partial(os.pwritev, fd)
+        else:
+            self.read_now = self._read_cached if _can_read_nowait(fd) else _nothing_now
+            self.write_now = self._write_buffered
+
+    def _read_cached(self, views: Views, offset: int) -> int:
+        try:
+            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+
+    def _write_buffered(self, views: Views, offset: int) -> int:
+        length = sum(map(len, views))
+        if length > MAX_INLINE_WRITE_BYTES or self._dirty_bytes + length > DIRTY_BUDGET_BYTES:
+            return 0
+        self._dirty_bytes += length
+        return os.pwritev(self.fd, views, offset)
+
+    @property
+    def dirty_bytes(self) -> int:
+        return self._dirty_bytes
+
+    def read(self, views: Views, offset: int) -> int:
+        total = sum(map(len, views))
+        done = 0
+        while done < total:
+            count = os.preadv(self.fd, views_after(views, done), offset + done)
+            if count == 0:
+                raise OSError(errno.EIO, f"the store ends at byte {offset + done}: it is shorter than its volume")
+            done += count
+        return total
+
+    def write(self, views: Views, offset: int) -> int:
+        total = sum(map(len, views))
+        self._dirty_bytes += total
+        done = 0
+        while done < total:
+            done += os.pwritev(self.fd, views_after(views, done), offset + done)
+        return total
+
+    def fill(self, pattern: memoryview, offset: int) -> int:
+        return self.write((pattern,), offset)
+
+    def punch(self, offset: int, length: int) -> None:
+        try:
+            linux.fallocate(self.fd, linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            self._write_zeros(offset, length)
+
+    def zero(self, offset: int, length: int) -> bool:
+        if self.is_sync_instant:
+            return False  # tmpfs has no ZERO_RANGE
+        try:
+            linux.fallocate(self.fd, linux.FALLOC_FL_ZERO_RANGE | linux.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return False
+        return True
+
+    def _write_zeros(self, offset: int, length: int) -> None:
+        zeros = memoryview(bytes(min(length, INLINE_BYTES)))
+        end = offset + length
+        while offset < end:
+            offset += self.write((zeros[: end - offset],), offset)
+
+    def sync(self) -> None:
+        dirty = self._dirty_bytes  # what is written while we wait is not covered
+        os.fdatasync(self.fd)
+        self._dirty_bytes = max(0, self._dirty_bytes - dirty)
+
+    def resize(self, size_bytes: int) -> None:
+        os.ftruncate(self.fd, size_bytes)
+        os.fsync(self.fd)
+
+    def allocated_bytes(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _nothing_now(_views: Views, _offset: int) -> int:
+    return 0
+
+
+def _can_read_nowait(fd: int) -> bool:
+    probe = bytearray(1)
+    try:
+        os.preadv(fd, (probe,), 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,65 @@
+"""Drops all I/O, for measuring what everything else costs: writes vanish, reads give zeros.
+
+The files of the volumes are made, grown and removed as the file store does, but never read or written, so that a pool
+can be measured with fs_nullio and used again afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from shm_server.stores.base import INLINE_BYTES, Store, Views
+from shm_server.stores.file import FileStores
+
+
+class NullStore:
+    """Zeros come from /dev/zero, so that a read costs its copy into the slot and faults as any other."""
+
+    can_discard = True
+    inline_bytes = INLINE_BYTES
+    is_sync_instant = True
+    dirty_bytes = 0
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+        self._nothing = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        self.read_now = partial(os.preadv, self._zeros)
+        self.write_now = partial(os.pwritev, self._nothing)
+
+    def read(self, views: Views, offset: int) -> int:
+        return sum(os.preadv(self._zeros, (view,), offset) for view in views)
+
+    def write(self, views: Views, offset: int) -> int:
+        return sum(map(len, views))
+
+    def fill(self, pattern: memoryview, offset: int) -> int:
+        return len(pattern)
+
+    def punch(self, offset: int, length: int) -> None:
+        pass
+
+    def zero(self, offset: int, length: int) -> bool:
+        return True
+
+    def sync(self) -> None:
+        pass
+
+    def resize(self, size_bytes: int) -> None:
+        os.truncate(self._path, size_bytes)
+
+    def allocated_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        if self._zeros >= 0:
+            os.close(self._zeros)
+            os.close(self._nothing)
+            self._zeros = self._nothing = -1
+
+
+class NullStores(FileStores):
+    def open(self, name: str, size_bytes: int) -> Store:
+        return NullStore(self.path(name))
