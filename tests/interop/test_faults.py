@@ -205,7 +205,7 @@ def test_key_off_is_refused(make_serve: MakeServe, short_dir: Path) -> None:
 
 
 def test_stop_leaves_nothing(make_serve: MakeServe) -> None:
-    """SIGTERM with a session logged in: exit code 0, no process left; and no segment ever had a name to leave behind."""
+    """SIGTERM with a session logged in: exit code 0, no process left, and no segment that has a name."""
     serve = make_serve().start()
     with QemuShell(serve.url("demo")) as shell:
         shell.ask("write -P 1 0 1M")

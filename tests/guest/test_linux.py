@@ -1,0 +1,153 @@
+"""The Linux kernel as initiator: discovery, login, a file system, and the death of the volume server under it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from iscsi_ovs import shm_client
+from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork, GuestResult
+from tests.interop.serving import IQN_PREFIX, Serve
+
+pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+
+MIB = 1 << 20
+IQN = f"{IQN_PREFIX}disk"
+TREE = Path("/usr/share/zoneinfo")  # many small files, links among them, on every Debian
+if not TREE.is_dir():
+    TREE = Path("/usr/share/perl5")
+
+
+def serve_in(network: GuestNetwork, directory: Path, size: str) -> Serve:
+    return Serve(directory / "s", {"disk": size}, portal=f"{TARGET_ADDRESS}:3260", prefix=network.prefix)
+
+
+def passed(result: GuestResult, guest: Guest, serve: Serve) -> None:
+    """The script ran to its end, and the guest's kernel saw no I/O error."""
+    assert result.code == 0, f"{guest.tail()}\n{serve.log_tail()}"
+    assert result.io_errors() == []
+
+
+def checksum_on_the_server(serve: Serve, volume: str) -> str:
+    """The whole volume's bytes as a client of the volume server sees them: shared memory, no iSCSI."""
+    digest = hashlib.sha256()
+    with shm_client.Context(state_dir=serve.state_dir) as context, context.open(volume, os.O_RDONLY) as opened:
+        buffer = context.allocate(MIB)
+        for offset in range(0, opened.size, MIB):
+            length = opened.read(buffer, min(MIB, opened.size - offset), offset)
+            digest.update(buffer.data[:length])
+    return digest.hexdigest()
+
+
+FILE_SYSTEM = f"""
+discover {TARGET_ADDRESS} | tee /run/found
+grep -q '^{TARGET_ADDRESS}:3260,1 {IQN}$' /run/found
+login {IQN}
+disk=$(disk_of {IQN})
+report bytes $(blockdev --getsize64 $disk)
+mkfs.ext4 -q $disk
+mount $disk /run/disk
+cp -a {TREE} /run/disk/tree
+cd /run/disk/tree
+find . -type f -print0 | sort -z | xargs -0 sha256sum >/run/sums
+cp /run/sums /run/disk/sums
+cd /
+report files $(wc -l </run/sums)
+report tree $(sha256sum </run/sums | cut -d' ' -f1)
+umount /run/disk
+logout {IQN}
+say logged out
+
+login {IQN}
+disk=$(disk_of {IQN})
+e2fsck -fn $disk
+mount -o ro $disk /run/disk
+cmp /run/sums /run/disk/sums
+cd /run/disk/tree
+sha256sum --quiet -c /run/sums
+cd /
+umount /run/disk
+report disk $(sha256sum $disk | cut -d' ' -f1)
+logout {IQN}
+"""
+
+
+def checksum_of_tree(tree: Path) -> tuple[int, str]:
+    """What the guest reports of a tree: the number of files, and a checksum over their checksums."""
+    files = {
+        os.fsencode(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(hashlib.sha256(path.read_bytes()).hexdigest().encode() + b"  ./" + name + b"\n")
+    return len(files), digest.hexdigest()
+
+
+def test_file_system(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
+    """Discovery, login, mkfs.ext4, a tree copied; after a second login fsck is clean, and all checksums are right.
+
+    The same bytes are then read on the server's side, by a client of the shared memory.
+    """
+    with serve_in(network, short_dir, "64M") as serve:
+        guest = Guest(network, tmp_path)
+        result = guest.run(FILE_SYSTEM, timeout_s=90)
+        passed(result, guest, serve)
+        files, tree = checksum_of_tree(TREE)
+        assert int(result.values["bytes"]) == 64 * MIB
+        assert (int(result.values["files"]), result.values["tree"]) == (files, tree)
+        assert checksum_on_the_server(serve, "disk") == result.values["disk"]
+        assert serve.stop() == 0
+
+
+KILLS = 5
+
+# Each round writes a file with fsync and says so. What is written comes from the guest's memory, to be compared again.
+WRITES = f"""
+discover {TARGET_ADDRESS}
+login {IQN}
+disk=$(disk_of {IQN})
+mkfs.ext4 -q $disk
+mount $disk /run/disk
+mkdir /run/source
+for round in $(seq {KILLS + 1}); do
+    for file in 1 2 3 4; do
+        dd if=/dev/urandom of=/run/source/$round.$file bs=64k count=4 status=none
+    done
+done
+for round in $(seq {KILLS + 1}); do
+    say round $round
+    for file in 1 2 3 4; do
+        dd if=/run/source/$round.$file of=/run/disk/$round.$file bs=16k oflag=dsync conv=fsync status=none
+    done
+done
+sync
+say written
+echo 3 >/proc/sys/vm/drop_caches
+for file in /run/source/*; do
+    cmp $file /run/disk/${{file##*/}}
+done
+umount /run/disk
+e2fsck -fn $disk
+report files $(ls /run/source | wc -l)
+logout {IQN}
+"""
+
+
+def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
+    """The volume server dies five times under fsynced writes: no I/O error reaches the file system, no byte is lost."""
+    with serve_in(network, short_dir, "64M") as serve:
+        guest = Guest(network, tmp_path)
+        guest.start(WRITES)
+        try:
+            for round_number in range(1, KILLS + 1):
+                guest.wait_for(f"guest: round {round_number}\n", 60.0)
+                serve.wait_new_server(serve.kill_server())
+            result = guest.finish(60.0)
+        finally:
+            guest.kill()
+        passed(result, guest, serve)
+        assert int(result.values["files"]) == 4 * (KILLS + 1)
+        assert serve.stop() == 0
