@@ -3,7 +3,7 @@
     Error
     ├── ProtocolError          the peer broke RFC 7143; carries its own answer and reach; leaves at Connection.received
     │   ├── PduError           this PDU is refused by a Reject, the connection goes on
-    │   ├── ConnectionError_   this connection is closed (framing is lost, or the RFC says so)
+    │   ├── ConnectionAbortError   this connection is closed (framing is lost, or the RFC says so)
     │   └── LoginError         the login is refused with a Status-Class and Status-Detail, then closed
     ├── CheckCondition         SCSI says no: status, sense; leaves at LogicalUnit.execute (defined in scsi)
     └── ConfigurationError     an operator's words; names file, key or option; leaves at the command line
@@ -31,7 +31,7 @@ class PduError(ProtocolError):
         self.reason = reason
 
 
-class ConnectionError_(ProtocolError):
+class ConnectionAbortError(ProtocolError):
     """The connection is closed: what follows on it can't be trusted."""
 
 

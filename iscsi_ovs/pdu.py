@@ -348,7 +348,7 @@ PDUS: dict[int, type[Pdu]] = {**REQUESTS, **RESPONSES}
 
 assert len(PDUS) == 18
 assert all(cls.SIZE == BHS_BYTES for cls in PDUS.values())
-assert all(cls.OPCODE == opcode for opcode, cls in PDUS.items())
+assert all(opcode == cls.OPCODE for opcode, cls in PDUS.items())
 
 
 class AdditionalHeader(Derived):

@@ -81,9 +81,10 @@ class Driver:
 
     # Wiring ----------------------------------------------------------------------------------------------------
 
-    def listen(self, address: portal.Address) -> portal.Address:
-        """Accept connections on an address; returns it with its real port."""
-        listener = portal.listen(address)
+    def listen(self, address: portal.Address, inherited_fd: int | None = None) -> portal.Address:
+        """Accept connections on an address (or a socket that listens already); returns it with its real port."""
+        listener = portal.listen(address) if inherited_fd is None else socket.socket(fileno=inherited_fd)
+        listener.setblocking(False)
         self._listeners[listener.fileno()] = listener
         self._epoll.register(listener.fileno(), _READ)
         return portal.Address(address.host, listener.getsockname()[1])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.errors import ConnectionError_, LoginError, PduError
+from iscsi_ovs.errors import ConnectionAbortError, LoginError, PduError
 from iscsi_ovs.login.fullfeature import TextExchange
 from iscsi_ovs.login.keys import Offer, Parameters
 from iscsi_ovs.login.stages import Login
@@ -57,6 +57,7 @@ class Connection:
 
     def __init__(self, surroundings: Surroundings, portal_group_tag: int, now: float, name: str = "") -> None:
         self.name = name  # the peer's address, for the log
+        self.local: Any = None  # our end's address, as the owner knows it
         self.surroundings = surroundings
         self.state = State.LOGIN
         self.session: Session | None = None
@@ -105,11 +106,11 @@ class Connection:
             return self.lost("the initiator closed the connection")
         try:
             self._framing.received(count)
-        except (LoginError, ConnectionError_) as error:
+        except (LoginError, ConnectionAbortError) as error:
             self._end_by(error)
         return self._take_events()
 
-    def _end_by(self, error: LoginError | ConnectionError_) -> None:
+    def _end_by(self, error: LoginError | ConnectionAbortError) -> None:
         """The one exit of protocol errors that end a connection."""
         if isinstance(error, LoginError):
             self._refuse(error.status_class, error.status_detail, str(error))
@@ -193,7 +194,7 @@ class Connection:
                 self._refuse_opcode(opcode)
                 return sink(length)
             if self.state not in handler.states:
-                raise ConnectionError_(f"{type(header).__name__} is not allowed in state {self.state.name}")
+                raise ConnectionAbortError(f"{type(header).__name__} is not allowed in state {self.state.name}")
             session = self.session
             if opcode == pdu.ScsiCommand.OPCODE:
                 assert session is not None
@@ -214,7 +215,7 @@ class Connection:
 
     def _refuse_opcode(self, opcode: int) -> None:
         if self.state in (State.LOGIN, State.ADMITTING):
-            raise ConnectionError_(f"opcode {opcode:#04x} before the login")
+            raise ConnectionAbortError(f"opcode {opcode:#04x} before the login")
         raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, f"opcode {opcode:#04x} is not an initiator's")
 
     def finish(self) -> None:
@@ -240,7 +241,7 @@ class Connection:
         self.log(f"rejected: {error}")
         session = self.session
         if session is None:
-            raise ConnectionError_(str(error))
+            raise ConnectionAbortError(str(error))
         is_numbered = header.opcode & pdu.OPCODE_MASK in _NUMBERED and not header.opcode & pdu.IMMEDIATE
         if is_numbered and session.accepts(header):
             session.in_order(header, session.window.reopen)
@@ -305,7 +306,7 @@ class Connection:
         self._framing.is_paused = False
         try:
             self._framing.parse()
-        except (LoginError, ConnectionError_) as error:
+        except (LoginError, ConnectionAbortError) as error:
             self._end_by(error)
         return session, self._take_events()
 
@@ -344,7 +345,7 @@ class Connection:
             )
 
         if data and self.outbox.pending_bytes > UNREAD_ANSWERS_LIMIT_BYTES:
-            raise ConnectionError_("pings are sent, and their answers are not read")
+            raise ConnectionAbortError("pings are sent, and their answers are not read")
         session.in_order(header, echo)
 
     def _on_task_management(self, header: pdu.TaskManagementRequest, data: bytes) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from iscsi_ovs import pdu
-from iscsi_ovs.errors import ConnectionError_
+from iscsi_ovs.errors import ConnectionAbortError
 from iscsi_ovs.wire import Derived
 
 LARGE_SEGMENT_BYTES = 16384  # from here on payload is never offered the scratch
@@ -76,7 +76,7 @@ class Framing:
         return not self._pending and self._start == self._end
 
     def received(self, count: int) -> None:
-        """``count`` bytes were put into ``buffers()``. Raises what the owner raises, or ConnectionError_."""
+        """``count`` bytes were put into ``buffers()``. Raises what the owner raises, or ConnectionAbortError."""
         if self._pending:
             if count < self._pending_bytes:
                 self._advance(count)
@@ -126,7 +126,7 @@ class Framing:
         header = declared.unpack_from(scratch, start)
         length: int = header.data_segment_length
         if length > self._owner.max_data_segment_bytes:
-            raise ConnectionError_(
+            raise ConnectionAbortError(
                 f"DataSegmentLength {length} is more than our MaxRecvDataSegmentLength "
                 f"{self._owner.max_data_segment_bytes} (opcode {scratch[start] & pdu.OPCODE_MASK:#04x})"
             )
