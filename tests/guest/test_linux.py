@@ -77,9 +77,8 @@ logout {IQN}
 
 def checksum_of_tree(tree: Path) -> tuple[int, str]:
     """What the guest reports of a tree: the number of files, and a checksum over their checksums."""
-    files = {
-        os.fsencode(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file() and not path.is_symlink()
-    }
+    found = (path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    files = {os.fsencode(path.relative_to(tree)): path for path in found}
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         digest.update(hashlib.sha256(path.read_bytes()).hexdigest().encode() + b"  ./" + name + b"\n")

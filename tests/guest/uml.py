@@ -11,11 +11,9 @@ everything it writes lies in its directory or on a tmpfs or disk that it mounted
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -273,8 +271,7 @@ class Guest:
     def kill(self) -> None:
         """Ends the whole process group of the guest."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            processes.kill_all(processes.group(self._process.pid))
             self._process.wait(10)
 
     def _read(self, name: str) -> str:

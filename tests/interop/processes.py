@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -31,20 +31,22 @@ def is_alive(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
-def parents() -> dict[int, int]:
-    """Every process on the machine with its parent."""
-    found: dict[int, int] = {}
+def _everybody() -> Iterator[tuple[int, list[str]]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (fields := _stat(int(entry))) is not None:
-            found[int(entry)] = int(fields[1])
-    return found
+            yield int(entry), fields
+
+
+def group(group_id: int) -> list[int]:
+    """The members of a process group."""
+    return [pid for pid, fields in _everybody() if int(fields[2]) == group_id]
 
 
 def tree(pid: int) -> list[int]:
     """The process and all its descendants, the oldest generation first."""
     children: dict[int, list[int]] = {}
-    for child, parent in parents().items():
-        children.setdefault(parent, []).append(child)
+    for child, fields in _everybody():
+        children.setdefault(int(fields[1]), []).append(child)
     found = [pid]
     for member in found:  # grows while it is walked
         found.extend(children.get(member, ()))
