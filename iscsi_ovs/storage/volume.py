@@ -198,7 +198,8 @@ class Volume:
                 raise os_error(errno.EFAULT, "no buffer")
             self._device.submit(request)
         else:
-            context.check_buffer(buffer, buffer_offset, length)
+            if not self._device.is_lost:  # else every buffer is of before, and the answer is ECONNRESET
+                context.check_buffer(buffer, buffer_offset, length)
             buffer.in_flight += 1
             self._device.submit_parts(request, buffer.parts(buffer_offset, length))
         context.submitted()

@@ -201,9 +201,7 @@ def test_the_end_of_the_server_completes_everything(pair: Pair) -> None:
     open_descriptors: list[tuple[int, int, int]] = []
 
     def lost(error: OSError) -> None:
-        open_descriptors.append(
-            (pair.service.control_fileno(), pair.service.doorbell_fileno(), len(pair.completions))
-        )
+        open_descriptors.append((pair.service.control_fileno(), pair.service.doorbell_fileno(), len(pair.completions)))
 
     pair.service.on_lost = lost
     pair.fake.drop()
