@@ -17,7 +17,7 @@ from shm_server.abi.layout import Opcode
 LIMIT_S = 20.0
 
 
-class Refused(OSError):
+class RefusedError(OSError):
     """The server answered Failed."""
 
 
@@ -64,7 +64,7 @@ class AbiClient:
                 if reply.id in (number, 0):
                     self.replies.remove(reply)
                     if isinstance(reply, control.Failed):
-                        raise Refused(reply.errno, reply.message)
+                        raise RefusedError(reply.errno, reply.message)
                     return reply
             self.pump()
 
