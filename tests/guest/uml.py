@@ -94,7 +94,8 @@ IO_ERROR = re.compile(
     re.IGNORECASE,
 )
 
-# What every script stands on. `report KEY VALUE` hands a value out; `say TEXT` marks the console at once.
+# What every script stands on. `report KEY VALUE` hands a value out; `say TEXT` marks the console at once; `told NAME`
+# is whether the test has called `tell(NAME)`.
 PRELUDE = r"""
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/root TERM=dumb
 mount -t proc proc /proc
@@ -117,6 +118,7 @@ iscsid -f >@DIRECTORY@/iscsid.log 2>&1 &
 
 report() { printf '%s\t%s\n' "$1" "$2" >>@DIRECTORY@/values; }
 say() { printf 'guest: %s\n' "$*" >/dev/console; }
+told() { [ -e @DIRECTORY@/told.$1 ]; }
 
 # discover ADDRESS; login IQN; logout IQN; disk_of IQN prints /dev/sdX once the kernel has it
 discover() { iscsiadm -m discovery -t sendtargets -p "$1"; }
@@ -244,15 +246,31 @@ class Guest:
                     self._changed.notify_all()
         process.stdout.close()
 
-    def wait_for(self, mark: str, timeout_s: float) -> None:
-        """Waits until the script has said (`say`) these words."""
+    def wait_for(self, mark: str, timeout_s: float, times: int = 1) -> None:
+        """Waits until the script has said (`say`) these words, so many times in all."""
         assert self._process is not None
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while mark not in self._console:
+            while self._console.count(mark) < times:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise GuestError(f"the guest never said {mark!r}: {self.tail()}")
                 self._changed.wait(0.2)
+
+    def wait_for_another(self, mark: str, timeout_s: float) -> None:
+        """Waits until the script says these words once more than it has by now."""
+        with self._changed:
+            times = self._console.count(mark)
+        self.wait_for(mark, timeout_s, times + 1)
+
+    def wait_quietly(self, seconds: float) -> None:
+        """Lets the guest work on for so long; an error if it ends meanwhile."""
+        assert self._process is not None
+        if processes.wait_gone(self._process.pid, seconds):
+            raise GuestError(f"the guest ended: {self.tail()}")
+
+    def tell(self, name: str) -> None:
+        """Makes `told NAME` true in the guest."""
+        (self.directory / f"told.{name}").touch()
 
     def finish(self, timeout_s: float) -> GuestResult:
         """Waits until the guest has powered off, and reads what it reported."""
