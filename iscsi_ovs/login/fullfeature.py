@@ -134,6 +134,8 @@ class TextExchange:
         row = keys.KEYS.get(name)
         if row is None:
             return [] if text in keys.RESERVED_ANSWERS else [(name, keys.NOT_UNDERSTOOD)]
+        if Sender.TARGET in row.sender and text in keys.RESERVED_ANSWERS:
+            return []  # the initiator says that it can do nothing with what we stated
         if len(text.encode()) > row.value_bytes:
             return [(name, keys.REJECT)]
         if name == "SendTargets":

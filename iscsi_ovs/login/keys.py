@@ -257,6 +257,6 @@ _NOT_IN_A_NAME = re.compile(r"[\x00-\x20\x7f!-,/;-@\[-^`{-~]")
 
 
 def is_iscsi_name(text: str) -> bool:
-    """Does this look like a name of section 4.2.7? Letters beyond ASCII and upper case are let pass: initiators in the
-    field send both."""
+    """Does this look like a name of section 4.2.7? Letters beyond ASCII, upper case and ``_`` are let pass: initiators
+    in the field send them."""
     return len(text.encode()) <= 223 and _NAME.fullmatch(text) is not None and _NOT_IN_A_NAME.search(text) is None

@@ -83,10 +83,11 @@ class Negotiation:
         if name in self._proposed:
             self._settle(row, text)
             return None
-        if name in self._stated and text in keys.RESERVED_ANSWERS:
+        is_ours = Sender.INITIATOR not in row.sender
+        if (is_ours or name in self._stated) and text in keys.RESERVED_ANSWERS:
             return None  # the initiator says that it can do nothing with what we stated
-        if Sender.INITIATOR not in row.sender:
-            return keys.REJECT
+        if is_ours:
+            raise refuse(INITIATOR_ERROR, f"{name} is a target's to send")
         if name in self._received:
             # Section 6.3: "An attempt to renegotiate/redeclare parameters not specifically allowed MUST be detected".
             if row.repeatable and self._received[name] == text:
