@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from iscsi_ovs import block, pdu, scsi
-from iscsi_ovs.commands import OPERATIONS
-from iscsi_ovs.commands.sense import outcome_of_error
+from iscsi_ovs.commands import COMMAND_SET
 from iscsi_ovs.errors import LoginError
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.driver import Driver
@@ -161,14 +160,16 @@ class TargetServer:
         doorbell = self.service.doorbell_fileno()
         self._watched = (self._watched[0], doorbell)
         self.driver.watch(doorbell, lambda mask: None)  # collect() follows in the same turn
-        sessions = [*self._members, *self._discovery]
-        self.space.attach(self.service.pool, [session.window for session in sessions if not session.is_closed])
+        self.space.attach(self.service.pool, [session.window for session in [*self._members, *self._discovery]])
         known = {info.uuid for info in infos}
         for disk in list(self.disks.values()):
             if disk.info.uuid not in known:
                 self._withdraw(disk, "its volume is not there any more")
         for info in infos:
             self._serve(info)
+        for disk in self.disks.values():
+            if not any(member.session is not None and not member.is_leaving for member in disk.members):
+                disk.unit.unblock()
         for member in list(self._members.values()):
             if not member.is_leaving:
                 self._open(member, self._reopened)
@@ -189,18 +190,25 @@ class TargetServer:
         assert member.device is not None
         if disk.info.uuid != member.device.info.uuid:
             self._withdraw(disk, "another volume has its name now")
+        elif all(other.device is not None or other.is_leaving or other.session is None for other in disk.members):
+            # Only when every nexus has its handle: one without would hear NOT READY, which initiators don't retry.
+            disk.unit.unblock()
 
     def _lost(self, error: OSError) -> None:
         """The volume server is gone, and with it the segment. Sessions live on; commands are answered BUSY."""
-        logger.warning("volume server lost: %s", error.strerror)
+        was_attached = self.service.is_attached
+        if was_attached:
+            logger.warning("volume server lost: %s", error.strerror)
         for fd in self._watched:
             if fd >= 0:
                 self.driver.unwatch(fd)
         self._watched = (-1, -1)
         self.space.detach()
+        for disk in self.disks.values():
+            disk.unit.block("the volume server is away")
         for session in [*self._members, *self._discovery]:
             session.space_lost()
-        for member in self._members.values():
+        for member in list(self._members.values()):
             member.device = None
             member.nexus.devices.clear()
             if member.is_leaving:
@@ -209,7 +217,8 @@ class TargetServer:
             if member.device is not None:
                 member.device = None
             self._refuse(connection, "the volume server went away")
-        self._failures = 0
+        if was_attached:
+            self._failures = 0
         self._connect_later(error.strerror or str(error))
 
     def _storage_event(self, event: control.Event) -> None:
@@ -241,9 +250,10 @@ class TargetServer:
             return
         if disk is not None:
             self._withdraw(disk, "another volume has its name now")
-        identity = scsi.Identity(name=info.name, uuid=info.uuid, target_name=iqn)
-        unit = scsi.LogicalUnit(identity, block.Geometry(info.size_bytes, generation=info.generation), OPERATIONS)
-        self.disks[iqn] = Disk(info.name, info, unit, scsi.TaskRouter({0: unit}))
+        identity = scsi.Identity(volume_name=info.name, uuid_hex=info.uuid)
+        geometry = block.Geometry(info.size_bytes, generation=info.generation)
+        unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry)
+        self.disks[iqn] = Disk(info.name, info, unit, scsi.TaskRouter(COMMAND_SET, {0: unit}))
         logger.info("serving %s (%d bytes) as %s", info.name, info.size_bytes, iqn)
         if self.on_ready is None:
             self._tell_served(iqn)
@@ -355,7 +365,7 @@ class TargetServer:
         if request.operation is _READ and request.buffer is None:
             pool = self.space.pool
             if pool is None:
-                self._finish(command, outcome_of_error(block.Error.UNREACHABLE, _READ))
+                self._finish(command, scsi.Outcome(status=scsi.BUSY))
                 return
             if self.space.has_waiters or (buffer := pool.allocate(request.length_bytes)) is None:
                 self._wait_for_buffer(command, request)
@@ -411,7 +421,7 @@ class TargetServer:
     def _reset(self, event: events.LogicalUnitResetRequested) -> None:
         """Abort every task of every nexus on the unit; answer when the volume server has none of them any more."""
         member = self._members.get(event.session)
-        if member is None or scsi.lun_number(event.lun) != 0:
+        if member is None or member.disk.router.unit(event.lun) is None:
             event.session.answer_task_management(event.initiator_task_tag, pdu.LUN_DOES_NOT_EXIST)
             return
         disk = member.disk
@@ -561,10 +571,12 @@ class TargetServer:
         if member is None or member.is_leaving:
             return
         logger.info("%s: session of %s ended: %s", member.disk.name, member.nexus.initiator_name, event.reason)
-        if member.device is not None:
-            # What is not started is discarded; what is started is waited for by the close, below.
-            member.device.fence(lambda: None)
-        self._leave(member)
+        if member.device is None or not len(session.tasks):
+            self._leave(member)
+            return
+        # What the server has not started is discarded; what it has is waited for.
+        member.is_leaving = True
+        member.device.fence(lambda: self._leave(member))
 
     def _leave(self, member: Member) -> None:
         """The session is over; when its last task is, close its handle; then it is gone."""
@@ -603,7 +615,7 @@ class TargetServer:
         logger.log(level, "%s: closed: %s", connection.name, event.reason)
 
 
-_NO_UNITS = scsi.TaskRouter({})
+_NO_UNITS = scsi.TaskRouter(COMMAND_SET)
 
 
 def assemble(

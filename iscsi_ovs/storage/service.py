@@ -82,11 +82,13 @@ class Service:
         self.welcome = welcome
         if not self._management_only:
             self.attach(self._attached)
-            self.request(control.Subscribe(0), self._subscribed)
 
     def _attached(self, error: OSError | None) -> None:
         if error is not None:
             self._break(error.errno or errno.EIO, error.strerror or str(error))
+        else:
+            # Only now: the server may answer requests out of order, and volumes are of no use without a segment.
+            self.request(control.Subscribe(0), self._subscribed)
 
     def _subscribed(self, answer: Answer) -> None:
         volumes = self._expect(answer, control.Volumes)
