@@ -2,16 +2,19 @@
 
 iSCSI never reads a CDB; SCSI never reads a PDU. A transport makes a Command (for a write: when all its data has
 arrived), the task router finds the logical unit and executes it, and what comes back is an Outcome, or a block.Request
-that must complete first: its ``finish(completion)`` gives the Outcome, or the next Request.
-This module opens nothing and waits for nothing; it imports no command set (target.py hands ``commands.OPERATIONS`` in).
+that must complete first: its ``finish(completion)`` gives the Outcome, or the next Request. ``finish`` is always set.
+Who submits a Request goes by ``router.unit(command.lun).device_of(nexus)`` (the device is there: it was checked).
+This module opens nothing and waits for nothing; it imports no command set: target.py hands ``commands.COMMAND_SET`` in.
 """
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from iscsi_ovs import block
+from iscsi_ovs import block, errors
 
 # Status codes (SAM-5 5.3.1)
 GOOD = 0x00
@@ -49,7 +52,8 @@ class Outcome:
 
     ``transfer_bytes`` is what SCSI has, or wanted, to move: data-in where the command reads (the transport cuts it at
     the initiator's room and reports the residual), data-out where it writes. Data-in lies in ``data`` (small answers)
-    or at the start of ``buffer`` (payload; it belongs to the transport from here on).
+    or at the start of ``buffer`` (payload; it belongs to the transport from here on). A READ that failed brings its
+    buffer too, with ``transfer_bytes`` 0, so that one place releases it.
     """
 
     status: int = GOOD
@@ -74,3 +78,372 @@ class Nexus:
     devices: dict[int, block.Device] = field(default_factory=dict)  # by LUN number, while the session holds them
     # by LUN number: pending unit attentions (ASC, ASCQ), first in first out; filled by LogicalUnit.establish
     attentions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+class Sense(NamedTuple):
+    """Sense key, additional sense code and qualifier. ``commands.sense`` has the table of those in use."""
+
+    key: int
+    asc: int
+    ascq: int
+
+
+# What the gates themselves say; everything else is named in commands.sense.
+NOT_READY = Sense(0x02, 0x04, 0x00)  # LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE
+INVALID_COMMAND_OPERATION_CODE = Sense(0x05, 0x20, 0x00)
+INVALID_FIELD_IN_CDB = Sense(0x05, 0x24, 0x00)
+LOGICAL_UNIT_NOT_SUPPORTED = Sense(0x05, 0x25, 0x00)
+WRITE_PROTECTED = Sense(0x07, 0x27, 0x00)
+UNIT_ATTENTION_KEY = 0x06
+
+# Unit attentions (ASC, ASCQ)
+POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: what a new nexus hears
+BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
+CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
+REPORTED_LUNS_DATA_HAS_CHANGED = (0x3F, 0x0E)
+
+NACA = 0x04  # CONTROL byte: Normal ACA (SAM-5 5.2); no ACA here
+
+
+class FieldPointer(NamedTuple):
+    """Which field is wrong (SPC-4 4.5.2.4.2): a byte of the CDB or of the parameter list, and its leftmost bit."""
+
+    byte: int
+    bit: int | None = None
+    is_cdb: bool = True
+
+
+class CheckCondition(errors.Error):
+    """SCSI says no. Leaves at LogicalUnit.execute as CHECK CONDITION with this sense."""
+
+    def __init__(self, sense: Sense, pointer: FieldPointer | None = None, information: int | None = None) -> None:
+        super().__init__(sense)
+        self.sense = sense
+        self.pointer = pointer
+        self.information = information
+
+
+def invalid_field(byte: int, bit: int | None = None) -> CheckCondition:
+    """INVALID FIELD IN CDB, and which."""
+    return CheckCondition(INVALID_FIELD_IN_CDB, FieldPointer(byte, bit))
+
+
+class Direction(enum.Enum):
+    """Which way an operation's data goes, seen from the initiator."""
+
+    NONE = "none"
+    IN = "in"
+    OUT = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A row of a command set: an opcode (and service action), its policy, and who does it.
+
+    ``usage`` is the CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES, one byte a CDB byte, a bit set where the
+    device server looks at it.
+    """
+
+    opcode: int
+    service_action: int | None
+    name: str
+    direction: Direction
+    usage: bytes
+    handler: Callable[[LogicalUnit, Command], Execution]
+    needs_medium: bool = False  # BUSY while the volume server is away, NOT READY where the volume is not held
+    allowed_under_unit_attention: bool = False
+
+    @property
+    def cdb_length(self) -> int:
+        return len(self.usage)
+
+    @property
+    def writes(self) -> bool:
+        """Refused on a write-protected unit."""
+        return self.needs_medium and self.direction is Direction.OUT
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSet:
+    """What a command set hands to logical units, which know none themselves.
+
+    ``build_sense(sense, pointer, information, descriptor_format)`` gives the bytes; ``failures`` what storage's
+    errors mean (None: BUSY, the initiator tries again).
+    """
+
+    operations: tuple[Operation, ...]
+    absent: tuple[Operation, ...]  # of LUNs that don't exist
+    well_known: tuple[Operation, ...]  # of the REPORT LUNS well known logical unit
+    build_sense: Callable[[Sense, FieldPointer | None, int | None, bool], bytes]
+    failures: Mapping[block.Error, Sense | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a logical unit is (CONTRACTS 4): the same on every path, kept with the volume."""
+
+    volume_name: str
+    uuid_hex: str
+    vendor: str = "OVS"
+    product: str = "SHM VOLUME"
+    revision: str = "0001"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What VPD page B0 states (CONTRACTS 3 and 7)."""
+
+    max_transfer_bytes: int = 8 << 20
+    optimal_transfer_bytes: int = 1 << 20
+    # Stated in B0 and obeyed for data; zeroing and unmapping is served at any length, stated or not.
+    max_write_same_bytes: int = 32 << 20
+    max_unmap_blocks: int = 1 << 20  # of one command, all its descriptors together
+    max_unmap_descriptors: int = 256
+
+
+DISK = 0x00  # peripheral qualifier 0, device type 00h: direct access block device
+WELL_KNOWN = 0x1E
+ABSENT = 0x7F  # qualifier 3 "not capable of supporting a peripheral device", type 1Fh "unknown or no device type"
+
+
+class LogicalUnit:
+    """One logical unit: identity, geometry, mode state, the nexuses that see it; executes commands.
+
+    The gates, in this order: LUN (the router), unit attention, reservation (none yet), operation known, CDB whole and
+    without NACA, write protection, medium. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
+    medium: the volume is withdrawn, or could not be opened; a unit that is ``block``ed says BUSY, which initiators
+    retry.
+    """
+
+    def __init__(
+        self,
+        command_set: CommandSet,
+        identity: Identity,
+        geometry: block.Geometry,
+        *,
+        limits: Limits | None = None,
+        number: int = 0,
+        is_read_only: bool = False,
+        peripheral: int = DISK,
+        operations: tuple[Operation, ...] | None = None,
+    ) -> None:
+        self.command_set = command_set
+        self.identity = identity
+        self.limits = limits or Limits()
+        self.number = number  # set by TaskRouter.add
+        self.inventory: Mapping[int, LogicalUnit] = {}  # the units of the same target; set by TaskRouter.add
+        self.is_read_only = is_read_only
+        self.peripheral = peripheral
+        self.descriptor_sense = False  # D_SENSE of the control mode page
+        self.blocked_because: str | None = None
+        self.operations = command_set.operations if operations is None else operations
+        self._unknown = LOGICAL_UNIT_NOT_SUPPORTED if peripheral == ABSENT else INVALID_COMMAND_OPERATION_CODE
+        self._by_opcode: list[Operation | None] = [None] * 256
+        self._by_service_action: dict[tuple[int, int], Operation] = {}
+        for operation in self.operations:
+            if operation.service_action is None:
+                self._by_opcode[operation.opcode] = operation
+            else:
+                self._by_service_action[operation.opcode, operation.service_action] = operation
+        self._nexuses: dict[int, Nexus] = {}  # by id(): a Nexus is mutable, so it has no hash
+        # bound once: they go with every request
+        self.finish_read: Callable[[block.Completion], Outcome] = self._finish_read
+        self.finish_write: Callable[[block.Completion], Outcome] = self._finish_write
+        self._set_geometry(geometry)
+
+    def _set_geometry(self, geometry: block.Geometry) -> None:
+        self.geometry = geometry
+        self.block_bytes = geometry.logical_block_bytes
+        self.capacity_blocks = geometry.size_bytes // geometry.logical_block_bytes
+        self.max_transfer_blocks = self.limits.max_transfer_bytes // geometry.logical_block_bytes
+
+    # Commands ---------------------------------------------------------------------------------------------------
+
+    def execute(self, command: Command) -> Execution:
+        """Do a command, or say why not. Never raises for anything that a peer sent."""
+        cdb = command.cdb
+        operation = self._by_opcode[cdb[0]] if cdb else None
+        if operation is None and len(cdb) > 1:
+            operation = self._by_service_action.get((cdb[0], cdb[1] & 0x1F))
+        try:
+            pending = command.nexus.attentions.get(self.number)
+            if pending and not (operation is not None and operation.allowed_under_unit_attention):
+                raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *pending.pop(0)))
+            if operation is None:
+                raise CheckCondition(self._unknown)
+            length = len(operation.usage)
+            if len(cdb) < length:
+                raise CheckCondition(INVALID_FIELD_IN_CDB)
+            if cdb[length - 1] & NACA:
+                raise invalid_field(length - 1, 2)
+            if operation.needs_medium:
+                if self.blocked_because is not None:
+                    return Outcome(BUSY)
+                if self.number not in command.nexus.devices:
+                    raise CheckCondition(NOT_READY)
+                if self.is_read_only and operation.direction is Direction.OUT:
+                    raise CheckCondition(WRITE_PROTECTED)
+            return operation.handler(self, command)
+        except CheckCondition as condition:
+            return Outcome(CHECK_CONDITION, self.build_sense(condition))
+
+    def build_sense(self, condition: CheckCondition) -> bytes:
+        """Sense data in the format that the control mode page says."""
+        return self.command_set.build_sense(
+            condition.sense, condition.pointer, condition.information, self.descriptor_sense
+        )
+
+    def _finish_read(self, completion: block.Completion) -> Outcome:
+        request, error, done_bytes, _ = completion
+        if error is None and done_bytes == request.length_bytes:
+            return Outcome(GOOD, b"", b"", request.buffer, done_bytes)
+        return self.failed(completion)
+
+    def _finish_write(self, completion: block.Completion) -> Outcome:
+        request, error, _, _ = completion
+        if error is None:
+            return Outcome(GOOD, b"", b"", None, request.length_bytes)
+        return self.failed(completion)
+
+    def failed(self, completion: block.Completion) -> Outcome:
+        """What a storage failure, or a READ that came short, is in SCSI."""
+        request, error, _, _ = completion
+        # A short READ without an error went across the end of a volume that is smaller than its geometry said.
+        sense = self.command_set.failures[error or block.Error.OUT_OF_RANGE]
+        buffer = request.buffer if request.operation is block.Operation.READ else None
+        if sense is None:
+            return Outcome(BUSY, buffer=buffer)
+        return Outcome(CHECK_CONDITION, self.build_sense(CheckCondition(sense)), buffer=buffer)
+
+    # Nexuses ----------------------------------------------------------------------------------------------------
+
+    def establish(self, nexus: Nexus) -> None:
+        """A session came: it hears of power on first (SAM-5 5.14)."""
+        self._nexuses[id(nexus)] = nexus
+        nexus.attentions[self.number] = [POWER_ON_OCCURRED]
+
+    def release(self, nexus: Nexus) -> None:
+        """A session went. Unknown ones are no mistake: a login may end before it was established."""
+        self._nexuses.pop(id(nexus), None)
+        nexus.attentions.pop(self.number, None)
+
+    def device_of(self, nexus: Nexus) -> block.Device:
+        """Where this nexus' requests go. Only for a command that was let through to the medium."""
+        return nexus.devices[self.number]
+
+    def raise_attention(self, code: tuple[int, int]) -> None:
+        """Establish a unit attention condition on every nexus; one that is pending already stays single."""
+        for nexus in self._nexuses.values():
+            pending = nexus.attentions.setdefault(self.number, [])
+            if code not in pending:
+                pending.append(code)
+
+    # What changes under living sessions -------------------------------------------------------------------------
+
+    def resize(self, geometry: block.Geometry) -> None:
+        """The volume has another size: READ CAPACITY is new at once, and every nexus hears of it (CONTRACTS 10)."""
+        self._set_geometry(geometry)
+        self.raise_attention(CAPACITY_DATA_HAS_CHANGED)
+
+    def block(self, reason: str) -> None:
+        """Medium commands are BUSY from now on (the volume server is away, a reset waits for a stuck disk)."""
+        self.blocked_because = reason
+
+    def unblock(self) -> None:
+        """Medium commands go through again."""
+        self.blocked_because = None
+
+    def reset(self) -> None:
+        """LOGICAL UNIT RESET's part for SCSI: mode parameters to defaults, and every nexus hears of it.
+
+        The tasks are the transport's to abort, before this.
+        """
+        self.descriptor_sense = False
+        self.raise_attention(BUS_DEVICE_RESET_OCCURRED)
+
+
+# LUNs (SAM-5 4.7): eight bytes; the first two are the whole of it for single-level units.
+REPORT_LUNS_WELL_KNOWN_LUN = 0xC101 << 48
+_FLAT = 0x4000
+_MAX_LUN_NUMBER = 0x3FFF
+
+
+def encode_lun(number: int) -> int:
+    """The LUN field for a LUN number: peripheral device addressing up to 255, flat space above."""
+    assert 0 <= number <= _MAX_LUN_NUMBER
+    return (number if number < 256 else _FLAT | number) << 48
+
+
+class TaskRouter:
+    """A target's logical units by LUN, and what answers where there is none (SAM-5 4.6.4, SPC-4 6.4.2)."""
+
+    def __init__(self, command_set: CommandSet, units: Mapping[int, LogicalUnit] | None = None) -> None:
+        self.units: dict[int, LogicalUnit] = {}
+        self._nexuses: dict[int, Nexus] = {}
+        nobody = Identity("", "0" * 32)
+        nothing = block.Geometry(0)
+        self._absent = LogicalUnit(
+            command_set, nobody, nothing, number=-1, peripheral=ABSENT, operations=command_set.absent
+        )
+        well_known = LogicalUnit(
+            command_set, nobody, nothing, number=-2, peripheral=WELL_KNOWN, operations=command_set.well_known
+        )
+        self._absent.inventory = well_known.inventory = self.units
+        self._by_lun: dict[int, LogicalUnit] = {REPORT_LUNS_WELL_KNOWN_LUN: well_known}
+        for number, unit in (units or {}).items():
+            self.add(number, unit)
+
+    def execute(self, command: Command) -> Execution:
+        """Find the logical unit and execute."""
+        return self._by_lun.get(command.lun, self._absent).execute(command)
+
+    def unit(self, lun: int) -> LogicalUnit | None:
+        """The disk behind a 64-bit LUN field, whichever way it is written."""
+        unit = self._by_lun.get(lun)
+        return unit if unit is not None and unit.peripheral == DISK else None
+
+    def add(self, number: int, unit: LogicalUnit) -> None:
+        """Serve a unit under a LUN number; sessions that live already hear that the inventory has changed."""
+        assert number not in self.units
+        assert 0 <= number <= _MAX_LUN_NUMBER
+        unit.number = number
+        unit.inventory = self.units
+        self._tell_inventory()
+        self.units[number] = unit
+        for lun in _fields_of(number):
+            self._by_lun[lun] = unit
+        for nexus in self._nexuses.values():
+            unit.establish(nexus)
+
+    def remove(self, number: int) -> LogicalUnit:
+        """Serve a unit no longer."""
+        unit = self.units.pop(number)
+        for lun in _fields_of(number):
+            del self._by_lun[lun]
+        for nexus in self._nexuses.values():
+            unit.release(nexus)
+        self._tell_inventory()
+        return unit
+
+    def _tell_inventory(self) -> None:
+        for unit in self.units.values():
+            unit.raise_attention(REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def establish(self, nexus: Nexus) -> None:
+        """A session came: every unit gets to know it."""
+        self._nexuses[id(nexus)] = nexus
+        for unit in self.units.values():
+            unit.establish(nexus)
+
+    def release(self, nexus: Nexus) -> None:
+        """A session went."""
+        self._nexuses.pop(id(nexus), None)
+        for unit in self.units.values():
+            unit.release(nexus)
+
+
+def _fields_of(number: int) -> Iterable[int]:
+    """Every LUN field that means this number."""
+    if number < 256:
+        yield number << 48
+    yield (_FLAT | number) << 48

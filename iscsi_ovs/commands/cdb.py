@@ -1,0 +1,234 @@
+"""CDBs and the small parameter data that goes with them, byte by byte (SPC-4 clause 6, SBC-3 clauses 5).
+
+Each layout is declared once, flat; READ and WRITE share theirs with every command of the same shape. The four
+``unpack_transfer_*`` are the same layouts as bare tuples, for the hot path (tests prove them equal to the others).
+VPD pages, mode pages and sense data have files of their own. What a field means is not this file's to know.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import ClassVar
+
+from construct import Bytes, Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Struct
+
+from iscsi_ovs.wire import Derived
+
+# Byte 1 of READ and WRITE
+PROTECT = 0xE0  # RDPROTECT or WRPROTECT
+DPO = 0x10
+FUA = 0x08
+LBA_MASK_6 = 0x1FFFFF  # READ (6): 21 bits of LBA; above them was once a LUN
+
+# Byte 1 of WRITE SAME and UNMAP
+ANCHOR = 0x10
+UNMAP = 0x08
+PBDATA_LBDATA = 0x06  # obsolete
+NDOB = 0x01  # WRITE SAME (16)
+UNMAP_ANCHOR = 0x01
+
+EVPD = 0x01
+CMDDT = 0x02  # obsolete
+DESC = 0x01  # REQUEST SENSE: descriptor format
+PMI = 0x01  # READ CAPACITY, obsolete
+DBD = 0x08  # MODE SENSE: no block descriptors
+LLBAA = 0x10  # MODE SENSE (10): long LBAs accepted
+RCTD = 0x80  # REPORT SUPPORTED OPERATION CODES: with timeouts
+START = 0x01
+LOEJ = 0x02
+NO_FLUSH = 0x04
+POWER_CONDITION = 0xF0
+
+LBPME = 0x8000  # READ CAPACITY (16): thin provisioning
+LBPRZ = 0x4000  # … unmapped blocks read as zeros
+CTDP = 0x02  # a timeouts descriptor follows
+SERVACTV = 0x01
+ONE_COMMAND_CTDP = 0x80
+NOT_SUPPORTED = 0x01
+SUPPORTED = 0x03  # in conformance with a standard
+
+
+class Transfer6(Derived):
+    """READ, WRITE (6). ``lba`` is 21 bits."""
+
+    declaration = Struct("opcode" / Int8ub, "lba" / Int24ub, "blocks" / Int8ub, "control" / Int8ub)
+
+
+class Transfer10(Derived):
+    """READ, WRITE, WRITE SAME, SYNCHRONIZE CACHE (10)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int32ub, "group" / Int8ub, "blocks" / Int16ub, "control" / Int8ub
+    )
+
+
+class Transfer12(Derived):
+    """READ, WRITE (12)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int32ub, "blocks" / Int32ub, "group" / Int8ub, "control" / Int8ub
+    )
+
+
+class Transfer16(Derived):
+    """READ, WRITE, WRITE SAME, SYNCHRONIZE CACHE (16)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int64ub, "blocks" / Int32ub, "group" / Int8ub, "control" / Int8ub
+    )
+
+
+unpack_transfer_6 = struct.Struct(">IBB").unpack_from  # opcode and LBA in one word
+unpack_transfer_10 = struct.Struct(">BBIBHB").unpack_from
+unpack_transfer_12 = struct.Struct(">BBIIBB").unpack_from
+unpack_transfer_16 = struct.Struct(">BBQIBB").unpack_from
+
+
+class Inquiry(Derived):
+    """SPC-4 6.6."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "page_code" / Int8ub, "allocation_length" / Int16ub, "control" / Int8ub
+    )
+
+
+class ModeSense6(Derived):
+    """SPC-4 6.13. The two high bits of ``page`` are PC."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "page" / Int8ub, "subpage" / Int8ub, "allocation_length" / Int8ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ModeSense10(Derived):
+    """SPC-4 6.14."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "page" / Int8ub, "subpage" / Int8ub, "reserved_4" / Bytes(3),
+        "allocation_length" / Int16ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class RequestSense(Derived):
+    """SPC-4 6.39."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int16ub, "allocation_length" / Int8ub, "control" / Int8ub
+    )
+
+
+class ReportLuns(Derived):
+    """SPC-4 6.33."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "reserved_1" / Int8ub, "select_report" / Int8ub, "reserved_3" / Bytes(3),
+        "allocation_length" / Int32ub, "reserved_10" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReportSupportedOperationCodes(Derived):
+    """SPC-4 6.35."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "options" / Int8ub, "requested_opcode" / Int8ub,
+        "requested_service_action" / Int16ub, "allocation_length" / Int32ub, "reserved_10" / Int8ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class StartStopUnit(Derived):
+    """SBC-3 5.25. Byte 4: POWER CONDITION, NO_FLUSH, LOEJ, START."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int8ub, "power_condition_modifier" / Int8ub,
+        "action" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReadCapacity10(Derived):
+    """SBC-3 5.15."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "reserved_1" / Int8ub, "lba" / Int32ub, "reserved_6" / Int16ub, "flags" / Int8ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReadCapacity16(Derived):
+    """SBC-3 5.16."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "lba" / Int64ub, "allocation_length" / Int32ub,
+        "flags" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class Unmap(Derived):
+    """SBC-3 5.28."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int32ub, "group" / Int8ub,
+        "parameter_list_length" / Int16ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+# Parameter data -------------------------------------------------------------------------------------------------
+
+
+class UnmapHeader(Derived):
+    """SBC-3 5.28.2: UNMAP DATA LENGTH counts what follows it."""
+
+    declaration = Struct("data_length" / Int16ub, "descriptors_length" / Int16ub, "reserved_4" / Int32ub)
+
+
+class UnmapDescriptor(Derived):
+    """SBC-3 5.28.2."""
+
+    declaration = Struct("lba" / Int64ub, "blocks" / Int32ub, "reserved_12" / Int32ub)
+
+
+class ReadCapacity10Data(Derived):
+    """SBC-3 5.15.2."""
+
+    declaration = Struct("last_lba" / Int32ub, "block_bytes" / Int32ub)
+
+
+class ReadCapacity16Data(Derived):
+    """SBC-3 5.16.2. ``exponent``: logical blocks per physical block; ``provisioning``: LBPME, LBPRZ, lowest aligned."""
+
+    declaration = Struct(
+        "last_lba" / Int64ub, "block_bytes" / Int32ub, "protection" / Int8ub, "exponent" / Int8ub,
+        "provisioning" / Int16ub, "reserved_16" / Bytes(16),
+    )  # fmt: skip
+
+
+class ReportLunsHeader(Derived):
+    """SPC-4 6.33.2."""
+
+    declaration = Struct("lun_list_length" / Int32ub, "reserved_4" / Int32ub)
+
+
+class CommandDescriptor(Derived):
+    """SPC-4 6.35.2: a row of the list of all commands."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "reserved_1" / Int8ub, "service_action" / Int16ub, "reserved_4" / Int8ub,
+        "flags" / Int8ub, "cdb_length" / Int16ub,
+    )  # fmt: skip
+
+
+class OneCommand(Derived):
+    """SPC-4 6.35.3: its header; the CDB usage data follows."""
+
+    declaration = Struct("reserved_0" / Int8ub, "support" / Int8ub, "cdb_size" / Int16ub)
+
+
+class Timeouts(Derived):
+    """SPC-4 6.35.4. Zero: no indication."""
+
+    declaration = Struct(
+        "descriptor_length" / Int16ub, "reserved_2" / Int8ub, "command_specific" / Int8ub,
+        "nominal_s" / Int32ub, "recommended_s" / Int32ub,
+    )  # fmt: skip
+    defaults: ClassVar[dict[str, int]] = {"descriptor_length": 0x0A}

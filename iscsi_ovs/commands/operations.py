@@ -1,0 +1,93 @@
+"""The table of operations: an opcode, its policy, its CDB usage data, its handler; one row a line, in order.
+
+What is not here is INVALID COMMAND OPERATION CODE. REPORT SUPPORTED OPERATION CODES is generated from this table.
+Usage data (SPC-4 6.35.3): a bit is set where the device server looks at it; the first byte is the opcode, service
+actions stand in the low bits of the second. DPO is looked at (and taken as advice); GROUP NUMBER and CONTROL are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from iscsi_ovs.commands import sbc, sense, spc
+from iscsi_ovs.scsi import CommandSet, Direction, Operation
+
+_NONE, _IN, _OUT = Direction.NONE, Direction.IN, Direction.OUT
+_MEDIUM = True
+
+
+def _always(row: Operation) -> Operation:
+    """SAM-5 5.14.3: INQUIRY, REPORT LUNS and REQUEST SENSE are answered whatever unit attention is pending; they are
+    what LUNs without a unit answer, too."""
+    return replace(row, allowed_under_unit_attention=True)
+
+
+_hex = bytes.fromhex
+
+
+def _at_lba_10(opcode: int, flags: int) -> bytes:
+    """Usage of a ten-byte CDB with LBA and number of blocks; ``flags``: the bits of byte 1 that are looked at."""
+    return _hex(f"{opcode:02x} {flags:02x} ffffffff 00 ffff 00")
+
+
+def _at_lba_12(opcode: int, flags: int) -> bytes:
+    return _hex(f"{opcode:02x} {flags:02x} ffffffff ffffffff 00 00")
+
+
+def _at_lba_16(opcode: int, flags: int) -> bytes:
+    return _hex(f"{opcode:02x} {flags:02x} ffffffffffffffff ffffffff 00 00")
+
+
+_READ_CAPACITY_10 = _hex("25 00 ffffffff 0000 01 00")
+_READ_CAPACITY_16 = _hex("9e 10 ffffffffffffffff ffffffff 01 00")
+_RSOC = "REPORT SUPPORTED OPERATION CODES"
+_RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
+
+# fmt: off
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(0x00, None, "TEST UNIT READY",      _NONE, _hex("00 00 00000000"), spc.test_unit_ready, _MEDIUM),
+    _always(Operation(0x03, None, "REQUEST SENSE", _IN,  _hex("03 01 0000ff00"), spc.request_sense)),
+    Operation(0x08, None, "READ (6)",             _IN,   _hex("08 1fffff ff00"), sbc.read_6, _MEDIUM),
+    Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
+    _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
+    Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
+    Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit, _MEDIUM),
+    Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, sbc.read_capacity_10, _MEDIUM),
+    Operation(0x28, None, "READ (10)",            _IN,   _at_lba_10(0x28, 0x18), sbc.read_10, _MEDIUM),
+    Operation(0x2A, None, "WRITE (10)",           _OUT,  _at_lba_10(0x2A, 0x18), sbc.write_10, _MEDIUM),
+    Operation(0x35, None, "SYNCHRONIZE CACHE (10)", _NONE, _at_lba_10(0x35, 0x02), sbc.synchronize_cache_10, _MEDIUM),
+    Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), sbc.write_same_10, _MEDIUM),
+    Operation(0x42, None, "UNMAP",                _OUT,  _hex("42 00 00000000 00 ffff 00"), sbc.unmap, _MEDIUM),
+    Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
+    Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
+    Operation(0x8A, None, "WRITE (16)",           _OUT,  _at_lba_16(0x8A, 0x18), sbc.write_16, _MEDIUM),
+    Operation(0x91, None, "SYNCHRONIZE CACHE (16)", _NONE, _at_lba_16(0x91, 0x02), sbc.synchronize_cache_16, _MEDIUM),
+    Operation(0x93, None, "WRITE SAME (16)",      _OUT,  _at_lba_16(0x93, 0x09), sbc.write_same_16, _MEDIUM),
+    Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, sbc.read_capacity_16, _MEDIUM),
+    _always(Operation(0xA0, None, "REPORT LUNS",  _IN,   _hex("a0 00 ff 000000 ffffffff 00 00"), spc.report_luns)),
+    Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, spc.report_supported_operation_codes),
+    Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
+    Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
+)
+# fmt: on
+
+_CDB_LENGTHS = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}  # by the opcode's group (SPC-4 4.2.5.1)
+
+_keys = [(row.opcode, -1 if row.service_action is None else row.service_action) for row in OPERATIONS]
+assert _keys == sorted(set(_keys)), "OPERATIONS is ordered, and no operation is there twice"
+for _row in OPERATIONS:
+    assert _row.usage[0] == _row.opcode, _row.name
+    assert _row.cdb_length == _CDB_LENGTHS[_row.opcode >> 5], _row.name
+    assert _row.service_action is None or _row.usage[1] & 0x1F == _row.service_action, _row.name
+
+ABSENT_OPERATIONS = tuple(row for row in OPERATIONS if row.allowed_under_unit_attention)
+# SPC-4 9.3: the REPORT LUNS well known logical unit is always ready
+WELL_KNOWN_OPERATIONS = (replace(OPERATIONS[0], needs_medium=False), *ABSENT_OPERATIONS)
+
+COMMAND_SET = CommandSet(
+    operations=OPERATIONS,
+    absent=ABSENT_OPERATIONS,
+    well_known=WELL_KNOWN_OPERATIONS,
+    build_sense=sense.build,
+    failures=sense.FAILURES,
+)

@@ -1,0 +1,216 @@
+"""INQUIRY data: the standard page and the vital product data pages (SPC-4 6.6.2 and 7.8, SBC-3 6.5).
+
+Identity comes from the volume (CONTRACTS 4): its UUID never changes, so neither do serial number and NAA, on any path;
+what names the *port* of the path (relative port, port group, port name) comes from the nexus.
+Pages are a table: page 00 lists what is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import ClassVar
+
+from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
+
+from iscsi_ovs import scsi
+from iscsi_ovs.wire import Derived
+
+SPC_4 = 0x06  # the VERSION field
+RESPONSE_DATA_FORMAT = 0x02
+HISUP = 0x10
+CMDQUE = 0x02
+
+# SAM-5, iSCSI, SPC-4, SBC-3, each "no version claimed" (SPC-4 annex E)
+VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)
+
+# Designators (SPC-4 7.8.6)
+ISCSI_PROTOCOL = 0x50
+BINARY, ASCII, UTF_8 = 1, 2, 3
+PIV = 0x80
+LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
+T10_VENDOR, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING = 1, 3, 4, 5, 8
+
+UGAVALID = 0x80000000
+WSNZ = 0x01
+NON_ROTATING = 0x0001
+LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
+THIN = 0x02
+
+
+class StandardInquiry(Derived):
+    """SPC-4 6.6.2, 96 bytes."""
+
+    declaration = Struct(
+        "peripheral" / Int8ub, "removable" / Int8ub, "version" / Int8ub, "response_data_format" / Int8ub,
+        "additional_length" / Int8ub, "flags_5" / Int8ub, "flags_6" / Int8ub, "flags_7" / Int8ub,
+        "vendor" / Bytes(8), "product" / Bytes(16), "revision" / Bytes(4), "vendor_specific_36" / Bytes(20),
+        "flags_56" / Int8ub, "reserved_57" / Int8ub, "version_descriptors" / Bytes(16), "reserved_74" / Bytes(22),
+    )  # fmt: skip
+    defaults: ClassVar[dict[str, int]] = {
+        "version": SPC_4,
+        "response_data_format": HISUP | RESPONSE_DATA_FORMAT,
+        "additional_length": 91,
+        "flags_7": CMDQUE,
+    }
+
+
+class PageHeader(Derived):
+    """SPC-4 7.8.2: what every VPD page starts with."""
+
+    declaration = Struct("peripheral" / Int8ub, "page_code" / Int8ub, "page_length" / Int16ub)
+
+
+class DesignatorHeader(Derived):
+    """SPC-4 7.8.6.1."""
+
+    declaration = Struct(
+        "protocol_and_code_set" / Int8ub, "association_and_type" / Int8ub, "reserved_2" / Int8ub, "length" / Int8ub
+    )
+
+
+class BlockLimits(Derived):
+    """SBC-3 6.5.3, without the header: page length 3Ch."""
+
+    declaration = Struct(
+        "wsnz" / Int8ub, "maximum_compare_and_write_length" / Int8ub, "optimal_transfer_granularity" / Int16ub,
+        "maximum_transfer_length" / Int32ub, "optimal_transfer_length" / Int32ub, "maximum_prefetch_length" / Int32ub,
+        "maximum_unmap_lba_count" / Int32ub, "maximum_unmap_descriptor_count" / Int32ub,
+        "optimal_unmap_granularity" / Int32ub, "unmap_granularity_alignment" / Int32ub,
+        "maximum_write_same_length" / Int64ub, "reserved_44" / Bytes(20),
+    )  # fmt: skip
+
+
+class BlockDeviceCharacteristics(Derived):
+    """SBC-3 6.5.2, without the header: page length 3Ch."""
+
+    declaration = Struct(
+        "medium_rotation_rate" / Int16ub, "product_type" / Int8ub, "form_factor" / Int8ub, "flags_8" / Int8ub,
+        "reserved_9" / Bytes(55),
+    )  # fmt: skip
+
+
+class LogicalBlockProvisioning(Derived):
+    """SBC-3 6.5.4, without the header."""
+
+    declaration = Struct(
+        "threshold_exponent" / Int8ub, "flags_5" / Int8ub, "provisioning_type" / Int8ub, "reserved_7" / Int8ub
+    )
+
+
+def padded(text: str, length: int) -> bytes:
+    """Left-aligned ASCII, filled with spaces (SPC-4 4.4.1)."""
+    return text.encode("ascii", "replace")[:length].ljust(length)
+
+
+def standard(unit: scsi.LogicalUnit) -> bytes:
+    """The standard INQUIRY data."""
+    identity = unit.identity
+    return StandardInquiry(
+        peripheral=unit.peripheral,
+        vendor=padded(identity.vendor, 8),
+        product=padded(identity.product, 16),
+        revision=padded(identity.revision, 4),
+        version_descriptors=b"".join(value.to_bytes(2, "big") for value in VERSION_DESCRIPTORS).ljust(16, b"\0"),
+    ).pack()
+
+
+def naa_locally_assigned(uuid_hex: str) -> int:
+    """NAA 3 (SPC-4 7.8.6.6.4): 60 bits that are ours to choose; they are the SHA-256 of the UUID."""
+    digest = hashlib.sha256(bytes.fromhex(uuid_hex)).digest()
+    return 0x3 << 60 | int.from_bytes(digest[:8], "big") & (1 << 60) - 1
+
+
+def _supported_pages(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    return bytes(pages_of(unit))
+
+
+def _unit_serial_number(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    return unit.identity.uuid_hex.encode("ascii")
+
+
+def _designator(association: int, kind: int, code_set: int, value: bytes) -> bytes:
+    # PIV and the protocol are for ports and devices only (SPC-4 table 590)
+    port = association in (TARGET_PORT, TARGET_DEVICE)
+    header = DesignatorHeader(
+        protocol_and_code_set=(ISCSI_PROTOCOL if port else 0) | code_set,
+        association_and_type=(PIV if port else 0) | association | kind,
+        length=len(value),
+    )
+    return header.pack() + value
+
+
+def _name_string(name: str) -> bytes:
+    """SPC-4 7.8.6.11: null-terminated, null-padded to a multiple of four."""
+    encoded = name.encode("utf-8")
+    return encoded + bytes(4 - len(encoded) % 4)
+
+
+def _device_identification(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    identity = unit.identity
+    naa = naa_locally_assigned(identity.uuid_hex)
+    # RFC 7143 section 4.2.7.1 and SPC-4: the target port is the iSCSI name, ",t,0x" and the portal group tag.
+    port_name = f"{nexus.target_name},t,0x{nexus.portal_group_tag:04x}"
+    t10 = padded(identity.vendor, 8) + identity.uuid_hex.encode("ascii")
+    return b"".join(
+        (
+            _designator(LOGICAL_UNIT, NAA, BINARY, naa.to_bytes(8, "big")),
+            _designator(LOGICAL_UNIT, T10_VENDOR, ASCII, t10),
+            _designator(LOGICAL_UNIT, SCSI_NAME_STRING, UTF_8, _name_string(f"naa.{naa:016X}")),
+            _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, nexus.relative_port.to_bytes(4, "big")),
+            _designator(TARGET_PORT, TARGET_PORT_GROUP, BINARY, nexus.portal_group_tag.to_bytes(4, "big")),
+            _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, _name_string(port_name)),
+            _designator(TARGET_DEVICE, SCSI_NAME_STRING, UTF_8, _name_string(nexus.target_name)),
+        )
+    )
+
+
+def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    limits = unit.limits
+    physical_blocks = max(unit.geometry.physical_block_bytes // unit.block_bytes, 1)
+    return BlockLimits(
+        wsnz=WSNZ,
+        optimal_transfer_granularity=physical_blocks,
+        maximum_transfer_length=unit.max_transfer_blocks,
+        optimal_transfer_length=limits.optimal_transfer_bytes // unit.block_bytes,
+        maximum_unmap_lba_count=limits.max_unmap_blocks,
+        maximum_unmap_descriptor_count=limits.max_unmap_descriptors,
+        optimal_unmap_granularity=physical_blocks,
+        unmap_granularity_alignment=UGAVALID,  # alignment 0
+        # What holds for any block; zeros may be longer (scsi.Limits). Zero, "no limit", would be a lie for data.
+        maximum_write_same_length=limits.max_write_same_bytes // unit.block_bytes,
+    ).pack()
+
+
+def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    return BlockDeviceCharacteristics(medium_rotation_rate=NON_ROTATING).pack()
+
+
+def _logical_block_provisioning(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    return LogicalBlockProvisioning(flags_5=LBPU | LBPWS | LBPWS10 | LBPRZ, provisioning_type=THIN).pack()
+
+
+Page = Callable[[scsi.LogicalUnit, scsi.Nexus], bytes]
+
+PAGES: dict[int, Page] = {
+    0x00: _supported_pages,
+    0x80: _unit_serial_number,
+    0x83: _device_identification,
+    0xB0: _block_limits,
+    0xB1: _block_device_characteristics,
+    0xB2: _logical_block_provisioning,
+}
+assert list(PAGES) == sorted(PAGES), "page 00 lists them in ascending order"
+
+
+def pages_of(unit: scsi.LogicalUnit) -> list[int]:
+    """The pages that a unit has: all for a disk, the list alone where there is none."""
+    return list(PAGES) if unit.peripheral == scsi.DISK else [0x00]
+
+
+def page(unit: scsi.LogicalUnit, nexus: scsi.Nexus, page_code: int) -> bytes | None:
+    """A whole VPD page; None for one that this unit does not have."""
+    if page_code not in pages_of(unit):
+        return None
+    body = PAGES[page_code](unit, nexus)
+    return PageHeader(peripheral=unit.peripheral, page_code=page_code, page_length=len(body)).pack() + body
