@@ -8,6 +8,7 @@ therefore ended by kill -9 of its pid, and its port is looked at before and afte
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from tests.interop import processes
 from tests.tools import require_tool
 
 CONTROL_DIR = Path("/run/tgtd")
+
+_instances = itertools.count()
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -43,7 +46,7 @@ class Tgtd:
         self.portal = portal
         self.files = dict(files)
         self.prefix = list(prefix)
-        self.control = str(1 + os.getpid() % 30000)
+        self.control = str(1 + (os.getpid() + next(_instances) * 4096) % 30000)
         self.command = [*self.prefix, self.tgtd, "-f", "--iscsi", f"portal={portal}", "-C", self.control]
         self._process: subprocess.Popen[bytes] | None = None
 
