@@ -63,6 +63,7 @@ class Connection:
         self.session: Session | None = None
         self.outbox = Outbox()
         self.has_output = False
+        self.data_in = pdu.DataIn()  # the header of every read that fits one PDU, filled anew each time
         self.stat_sn = 1
         self.overdue: set[int] = set()  # task management requests answered by their deadline
         self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES
@@ -189,19 +190,16 @@ class Connection:
         self._control_data = None
         opcode = header.opcode & pdu.OPCODE_MASK
         try:
+            if opcode == pdu.ScsiCommand.OPCODE and self.state is State.FULL_FEATURE:
+                return self._in_session().begin_command(header, additional)  # type: ignore[arg-type]
             handler = HANDLERS.get(opcode)
             if handler is None:
                 self._refuse_opcode(opcode)
                 return sink(length)
             if self.state not in handler.states:
                 raise ConnectionAbortError(f"{type(header).__name__} is not allowed in state {self.state.name}")
-            session = self.session
-            if opcode == pdu.ScsiCommand.OPCODE:
-                assert session is not None
-                return session.begin_command(header, additional)  # type: ignore[arg-type]  # the opcode says so
             if opcode == pdu.DataOut.OPCODE:
-                assert session is not None
-                self._data_task, views = transfer.data_out(session, header)  # type: ignore[arg-type]
+                self._data_task, views = transfer.data_out(self._in_session(), header)  # type: ignore[arg-type]
                 return views
             if additional:
                 raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"{type(header).__name__} with additional headers")

@@ -30,6 +30,18 @@ class Outbox:
         self._pieces.append(piece)
         self._queued_bytes += len(piece)
 
+    def put_payload(
+        self, header: bytes, views: list[memoryview], length: int, padding: bytes, release: Callable[[], None]
+    ) -> None:
+        """A header, ``length`` bytes of payload and its padding; ``release`` is a mark behind them."""
+        pieces = self._pieces
+        pieces.append(header)
+        pieces += views
+        if padding:
+            pieces.append(padding)
+        self._queued_bytes += len(header) + length + len(padding)
+        self._marks.append((self._queued_bytes, release))
+
     def mark(self, callback: Callable[[], None]) -> None:
         """Call when all that was put so far has been taken by the kernel (or is thrown away)."""
         self._marks.append((self._queued_bytes, callback))

@@ -78,7 +78,7 @@ class Session:
         """A SCSI Command header: make its task, say where its immediate data goes."""
         self._opening = None
         length: int = header.data_segment_length
-        if not self.accepts(header):
+        if not header.opcode & pdu.IMMEDIATE and not self.accepts(header):
             # Section 4.2.2.1: "The target MUST silently ignore any non-immediate command outside of this range".
             return sink(length)
         flags: int = header.flags
@@ -185,6 +185,7 @@ class Session:
     def _let_go(self, task: Task) -> None:
         """The task leaves the table; its slots and its place are free again."""
         task.state = State.ENDED
+        task.command = None  # they know each other: without this only the garbage collector would find them
         buffer = task.buffer
         if buffer is not None:
             task.buffer = None

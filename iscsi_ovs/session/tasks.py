@@ -7,7 +7,7 @@ a *zombie*: it stays in the books, answers nothing, and lets go of its buffer on
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from iscsi_ovs import block, scsi
@@ -38,61 +38,37 @@ class Transfer:
 
 
 class Task:
-    """A SCSI command in a session."""
+    """A SCSI command in a session.
 
-    __slots__ = (
-        "buffer",
-        "command",
-        "data_out_bytes",
-        "early_outcome",
-        "expected_bytes",
-        "generation",
-        "initiator_task_tag",
-        "is_aborted",
-        "is_admitted",
-        "is_immediate",
-        "is_read",
-        "is_write",
-        "kept_slots",
-        "lun",
-        "next_offset",
-        "on_dead",
-        "r2t_sn",
-        "received_bytes",
-        "session",
-        "state",
-        "transfers",
-        "unsolicited_data_sn",
-        "unsolicited_end",
-        "waiter",
-    )
+    What most commands never change stands in the class: making one is on the path of every command.
+    """
 
     session: Session
+    is_immediate = False
+    is_read = False
+    is_write = False
+    state = State.RECEIVING
+    command: scsi.Command | None = None
+    buffer: block.Buffer | None = None
+    kept_slots = 0  # slots of the window's grant that the buffer stands on
+    generation = 0  # of the pool that the buffer came from
+    data_out_bytes = 0  # how much data-out we take: min(expected, MAXIMUM TRANSFER LENGTH)
+    received_bytes = 0
+    unsolicited_end = 0  # unsolicited data may come up to here; 0: none (any more)
+    unsolicited_data_sn = 0
+    next_offset = 0  # where the next R2T begins
+    r2t_sn = 0
+    transfers: Sequence[Transfer] = ()  # outstanding R2Ts, oldest first
+    waiter: Waiter | None = None
+    is_admitted = False  # its CmdSN has had its turn
+    early_outcome: scsi.Outcome | None = None  # decided before that
+    is_aborted = False
+    on_dead: list[Callable[[], None]] | None = None  # told when a zombie has returned
 
     def __init__(self, initiator_task_tag: int, lun: int, expected_bytes: int) -> None:
         self.initiator_task_tag = initiator_task_tag
         self.lun = lun
         self.expected_bytes = expected_bytes  # Expected Data Transfer Length
-        self.is_immediate = False
-        self.is_read = False
-        self.is_write = False
-        self.state = State.RECEIVING
-        self.command: scsi.Command | None = None
-        self.buffer: block.Buffer | None = None
-        self.kept_slots = 0  # slots of the window's grant that the buffer stands on
-        self.generation = 0  # of the pool that the buffer came from
-        self.data_out_bytes = 0  # how much data-out we take: min(expected, MAXIMUM TRANSFER LENGTH)
-        self.received_bytes = 0
-        self.unsolicited_end = 0  # unsolicited data may come up to here; 0: none (any more)
-        self.unsolicited_data_sn = 0
-        self.next_offset = 0  # where the next R2T begins
-        self.r2t_sn = 0
-        self.transfers: list[Transfer] = []  # outstanding R2Ts, oldest first
-        self.waiter: Waiter | None = None
-        self.is_admitted = False  # its CmdSN has had its turn
-        self.early_outcome: scsi.Outcome | None = None  # decided before that
-        self.is_aborted = False
-        self.on_dead: list[Callable[[], None]] | None = None  # told when a zombie has returned
 
     @property
     def is_data_complete(self) -> bool:

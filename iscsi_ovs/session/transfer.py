@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from iscsi_ovs import pdu, scsi
+from iscsi_ovs import block, pdu, scsi
 from iscsi_ovs.session import serial
 from iscsi_ovs.session.framing import sink
 from iscsi_ovs.session.tasks import State, Task, Transfer
@@ -134,7 +134,7 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
         transfer.position += length
         if not is_final:
             return
-        del task.transfers[0]
+        task.transfers = task.transfers[1:]
     proceed(session, task)
 
 
@@ -176,7 +176,7 @@ def _send_r2ts(session: Session, task: Task) -> None:
         start = task.next_offset
         end = min(start + parameters.max_burst_length, task.data_out_bytes)
         tag = session.next_transfer_tag()
-        task.transfers.append(Transfer(tag, start, end))
+        task.transfers = [*task.transfers, Transfer(tag, start, end)]
         task.next_offset = end
         connection = session.connection
         connection.send(
@@ -214,6 +214,15 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
     if task.is_read and outcome.transfer_bytes and task.expected_bytes:
         length = min(outcome.transfer_bytes, task.expected_bytes)
         status_goes_along = outcome.status == scsi.GOOD and not outcome.sense
+        parameters = session.parameters
+        if (
+            status_goes_along
+            and outcome.buffer is not None
+            and length <= parameters.max_recv_data_segment_length
+            and length <= parameters.max_burst_length
+        ):
+            _send_one_data_in(session, task, outcome.buffer, length, flags, residual_count)
+            return
         data_sn = _send_data_in(session, task, outcome, length, flags if status_goes_along else None, residual_count)
         if status_goes_along:
             return
@@ -237,6 +246,27 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
         ),
         data,
     )
+
+
+def _send_one_data_in(
+    session: Session, task: Task, buffer: block.Buffer, length: int, flags: int, residual_count: int
+) -> None:
+    """What most reads are: one Data-In PDU that bears the status. Its header object is the connection's own."""
+    connection = session.connection
+    window = session.window
+    header = connection.data_in
+    header.flags = pdu.FINAL | pdu.STATUS | flags
+    header.data_segment_length = length
+    header.initiator_task_tag = task.initiator_task_tag
+    header.stat_sn = stat_sn = connection.stat_sn
+    connection.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
+    header.exp_cmd_sn = window.exp_cmd_sn
+    header.max_cmd_sn = window.max_cmd_sn
+    header.residual_count = residual_count
+    padding = -length & 3
+    connection.outbox.put_payload(header.pack(), buffer.views(0, length), length, bytes(padding), buffer.release)
+    if not connection.has_output:
+        connection.touch()
 
 
 def _send_data_in(
