@@ -122,6 +122,7 @@ class TargetServer:
         self.connect()
         self.driver.run()
         self.driver.close()
+        self.service.on_lost = None  # it is we who leave
         self.service.close()
 
     def stop(self) -> None:
