@@ -17,6 +17,7 @@ from tests.interop import initiators
 _SUITE = re.compile(r"^Suite: (?P<name>\S+)", re.MULTILINE)
 _TEST = re.compile(r"^  Test: (?P<name>\S+) \.\.\.", re.MULTILINE)
 _MARK = re.compile(r"\[(?P<mark>SKIPPED|FAILED)\]\s*(?P<text>[^\n]*)")
+_CUNIT = re.compile(r"^(passed|FAILED)", re.MULTILINE)
 _SUMMARY = re.compile(r"^\s+tests\s+(?P<total>\d+)\s+(?P<ran>\d+)\s+(?P<passed>\d+)\s+(?P<failed>\d+)", re.MULTILINE)
 
 PASSED, SKIPPED, FAILED = "passed", "skipped", "failed"
@@ -56,16 +57,16 @@ def parse(output: str) -> dict[str, Verdict]:
 
 
 def _judge(said: str) -> Verdict:
-    marks = [(match["mark"], match["text"].strip()) for match in _MARK.finditer(said)]
-    complaints = tuple(text for mark, text in marks if mark == "FAILED")
-    if re.search(r"FAILED\s*$", said.split("\n    1. ")[0].rstrip()) or "\n    1. " in said:
-        return Verdict(FAILED, complaints[0] if complaints else said.strip()[-500:], complaints)
-    skips = [text for mark, text in marks if mark == "SKIPPED"]
-    if skips:
-        return Verdict(SKIPPED, skips[0], complaints)
-    if "passed" not in said:
+    """A test's words stand between its name and CUnit's verdict; behind that stand assertions, or the suite's words."""
+    cunit = _CUNIT.search(said)
+    if cunit is None:
         raise SuiteError(f"neither passed nor failed: {said!r}")
-    return Verdict(PASSED, "", complaints)
+    marks = [(match["mark"], match["text"].strip()) for match in _MARK.finditer(said[: cunit.start()])]
+    complaints = tuple(text for mark, text in marks if mark == "FAILED")
+    if cunit[0] == "FAILED":
+        return Verdict(FAILED, "; ".join([*complaints, *said[cunit.end() :].split("\n")]).strip(), complaints)
+    skips = [text for mark, text in marks if mark == "SKIPPED"]
+    return Verdict(SKIPPED, skips[0], complaints) if skips else Verdict(PASSED, "", complaints)
 
 
 def run(url: str, tests: Sequence[str], *, timeout_s: float = 90.0) -> dict[str, Verdict]:

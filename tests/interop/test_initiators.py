@@ -66,11 +66,11 @@ def test_identity_of_a_volume(target: Serve, new_disk: NewDisk) -> None:
 
 
 def test_read_capacity_16(new_disk: NewDisk) -> None:
-    """Capacity and block length of an odd size, and thin provisioning that reads zeroes."""
+    """Capacity and block length of an odd size (rounded up to 4 KiB), and thin provisioning that reads zeroes."""
     said = initiators.run("iscsi-readcapacity16", new_disk(str(10 * MIB + 512)))
-    assert f"RETURNED LOGICAL BLOCK ADDRESS:{(10 * MIB + 512) // 512 - 1}\n" in said
+    assert f"RETURNED LOGICAL BLOCK ADDRESS:{(10 * MIB + 4096) // 512 - 1}\n" in said
     assert "LOGICAL BLOCK LENGTH IN BYTES:512\n" in said
-    assert f"Total size:{10 * MIB + 512}" in said
+    assert f"Total size:{10 * MIB + 4096}" in said
     assert "LBPME:1 LBPRZ:1" in said
 
 
@@ -140,7 +140,7 @@ def test_flush_fua_zero_and_discard(new_disk: NewDisk) -> None:
         "read -P 0x11 768k 256k",
         "read -P 0x22 1M 64k",
         "read -P 0 2M 64k",
-        "read -P 0x11 2113536 958464",
+        "read -P 0x11 2162688 983040",
         "read -P 0 3M 512k",
         "read -P 0x11 3584k 512k",
     )
@@ -172,7 +172,7 @@ def random_file(path: Path, size: int, seed: int) -> Path:
 
 def test_image_round_trip(new_disk: NewDisk, short_dir: Path) -> None:
     """A file of random bytes copied onto the disk and back is the same file."""
-    source = random_file(short_dir / "in", 24 * MIB + 512 * 5, seed=1)
+    source = random_file(short_dir / "in", 24 * MIB + 4096 * 5, seed=1)
     url = new_disk(str(source.stat().st_size))
     initiators.upload(source, url)
     initiators.download(url, short_dir / "out")
