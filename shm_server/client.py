@@ -41,7 +41,8 @@ class Client:
         self.is_greeted = False
         self.is_attaching = False
         self.is_closed = False
-        self.is_closing = False  # to be closed when what is queued has gone out
+        self.is_closing = False  # refused: what it still says is thrown away
+        self.is_lingering = False  # and so are we silent
         self.is_doomed = False  # closed at the end of this turn
         self.is_subscribed = False
         self.requests = 0
@@ -109,6 +110,17 @@ class Client:
         if self._is_blocked:
             self._is_blocked = False
             self.on_output_change()
+            if self.is_lingering:
+                self.end_output()
+
+    def end_output(self) -> None:
+        """No reply will follow those that are queued."""
+        self.is_lingering = True
+        if not self._output:
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
 
     @property
     def wants_to_send(self) -> bool:
@@ -125,6 +137,15 @@ class Client:
         except ConnectionError:
             return None
         return self.reader.feed(data) if data else None
+
+    def discard(self) -> bool:
+        """Throw away what has come in; False: the client has gone."""
+        try:
+            return bool(self.socket.recv(RECEIVE_BYTES))
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
 
     # Attaching ------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ MAX_CLIENTS = 128
 TURNS_PER_POLL = 16  # under load, sockets are looked at every so many turns
 STARVED_POLL_S = 0.005  # a client whose completion ring is full rings no doorbell when it makes room
 DRAIN_LIMIT_S = 30.0
+LINGER_S = 1.0  # how long a refused client may take to read why
 
 
 @dataclass(frozen=True)
@@ -300,13 +301,23 @@ class Server:
         return None
 
     def _refuse(self, client: Client, error: OSError) -> None:
-        """Tell it why (id 0) and close."""
+        """Tell it why (id 0) and close, but not before it can have read that: its own words may be on their way."""
         words = error.strerror or str(error)
         try:
             client.send(control.Failed(0, error.errno or errno.EPROTO, words))
         except OSError:
             pass
-        self.drop(client, words)
+        if client.attachment is not None:
+            self.drop(client, words)
+        else:
+            log.warning("%s is refused: %s", client.words, words)
+            self._linger(client)
+
+    def _linger(self, client: Client) -> None:
+        """No more words from us; what comes is thrown away until it closes, for a moment."""
+        client.is_closing = True
+        client.end_output()
+        self._runtime.after(LINGER_S, lambda: self.drop(client, ""))
 
     def _client_ready(self, client: Client, events: int) -> None:
         if client.is_closed:
@@ -314,7 +325,10 @@ class Server:
         try:
             if events & select.EPOLLOUT:
                 client.flush()
-            if events & ~select.EPOLLOUT:
+            if client.is_closing and events & ~select.EPOLLOUT:
+                if not client.discard():
+                    self.drop(client, "")
+            elif events & ~select.EPOLLOUT:
                 requests = client.receive()
                 if requests is None:
                     self.drop(client, "")
@@ -328,8 +342,8 @@ class Server:
         except Exception:
             log.exception("%s: a mistake of the server", client.words)
             self.drop(client, "a mistake of the server")
-        if client.is_closing and not client.wants_to_send:
-            self.drop(client, "")
+        if client.is_closing and not client.is_lingering:
+            self._linger(client)
 
     def drop(self, client: Client, reason: str) -> None:
         """Close a client at the end of this turn; an empty reason needs no log line."""

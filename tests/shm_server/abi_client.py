@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import select
 import socket
 import time
@@ -102,6 +103,7 @@ class AbiClient:
         self.attached = reply
         self.poll = select.poll()
         self.poll.register(completion, select.POLLIN)
+        self.poll.register(self.socket, select.POLLHUP)
         return reply
 
     def open(self, name: str = "demo", access: str = "rw", owner: str = "", words: str = "") -> control.Opened:
@@ -153,11 +155,12 @@ class AbiClient:
                 return taken
             if self.consumer.raise_sleep():
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.poll.poll(left * 1000):
-                    self.consumer.lower_sleep()
-                    raise TimeoutError("no completion")
+                ready = self.poll.poll(max(0, left * 1000))
                 self.consumer.lower_sleep()
                 self.completion_bell.clear()
+                dead = any(events & select.POLLHUP for _, events in ready)
+                if (left <= 0 or not ready or dead) and not self.consumer.has_pending():
+                    raise TimeoutError("no completion")
 
     def wait(self, tag: int, limit_s: float = LIMIT_S) -> ring.Completion:
         self.publish()
@@ -182,6 +185,10 @@ class AbiClient:
         at = slot * layout.SLOT_BYTES + start
         done = self.do(Opcode.READ, offset, length, [(slot, start, length)], **more)
         return bytes(self.slots[at : at + done])
+
+    def consumer_backlog(self) -> int:
+        """Completions published and not taken."""
+        return (self.words[layout.WORD_COMPLETION_TAIL] - self.words[layout.WORD_COMPLETION_HEAD]) & layout.INDEX_MASK
 
     def flush(self) -> None:
         self.do(Opcode.FLUSH)
@@ -211,3 +218,12 @@ class AbiClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def leftover_segments(limit_s: float = 5.0) -> list[str]:
+    """Segments that have a name in /dev/shm and keep it (while one is being made it has one for a moment)."""
+    deadline = time.monotonic() + limit_s
+    while names := [name for name in os.listdir("/dev/shm") if re.fullmatch("ovs-[0-9a-f]{24}", name)]:
+        if time.monotonic() > deadline:
+            return names
+    return []

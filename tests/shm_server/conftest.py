@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
 class ServerProcess:
     """``python -m shm_server`` on ``directory``/pool; ``sections`` are merged into its vpool.json."""
 
-    def __init__(self, directory: Path, sections: dict[str, dict[str, Any]], *, socket_path: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, sections: dict[str, dict[str, Any]], *, socket_path: Path | None = None
+    ) -> None:
         self.directory = directory
         self.pool = directory / "pool"
         self.socket_path = socket_path or self.pool / "shm.sock"
@@ -44,7 +46,9 @@ class ServerProcess:
         command = [sys.executable, "-m", "shm_server", "--config", str(self.config)]
         command += ["--ready-fd", str(write_end), "--socket", str(self.socket_path)]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, pass_fds=[write_end], cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                command, pass_fds=[write_end], cwd=ROOT, stderr=log, stdin=subprocess.DEVNULL
+            )
         os.close(write_end)
         said = os.read(ready, 16)
         os.close(ready)
@@ -67,7 +71,7 @@ class ServerProcess:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     servers: list[ServerProcess] = []
 
@@ -82,13 +86,13 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
             server.kill()
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     """A server with a file store and the default region."""
     return start_server()
 
 
-@pytest.fixture()
+@pytest.fixture
 def connect() -> Iterator[Callable[..., AbiClient]]:
     """``connect(server)``: a greeted client; ``connect(server, "demo")``: attached, with the volume open."""
     clients: list[AbiClient] = []
@@ -106,7 +110,7 @@ def connect() -> Iterator[Callable[..., AbiClient]]:
         client.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def demo(server: ServerProcess, connect: Callable[..., AbiClient]) -> AbiClient:
     """A client that holds the 16 MiB volume "demo" of ``server``."""
     client = connect(server)
@@ -116,7 +120,7 @@ def demo(server: ServerProcess, connect: Callable[..., AbiClient]) -> AbiClient:
     return client
 
 
-@pytest.fixture()
+@pytest.fixture
 def in_process(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """A server on a thread of this process, for tests that patch something under it."""
     running: list[tuple[Server, threading.Thread]] = []
@@ -136,14 +140,14 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         thread.join(30)
 
 
-@pytest.fixture()
+@pytest.fixture
 def runtime() -> Iterator[Runtime]:
     instance = Runtime()
     yield instance
     instance.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(runtime: Runtime) -> Callable[..., Any]:
     """Drive a coroutine to its end, as the server's loop would."""
 

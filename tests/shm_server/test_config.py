@@ -86,7 +86,7 @@ def test_broken_json_is_located() -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The error says which file."""
-    with pytest.raises(config.ConfigError, match="nowhere.json"):
+    with pytest.raises(config.ConfigError, match=r"nowhere\.json"):
         config.load(tmp_path / "nowhere.json")
 
 

@@ -11,7 +11,7 @@ import pytest
 from shm_server.abi import layout, segment
 from shm_server.abi.layout import Opcode
 from shm_server.server import Server
-from tests.shm_server.abi_client import AbiClient, RefusedError
+from tests.shm_server.abi_client import AbiClient, RefusedError, leftover_segments
 from tests.shm_server.conftest import ServerProcess
 
 
@@ -21,7 +21,12 @@ def test_a_shrunk_segment_costs_its_client_only(
     """I/O on pages that a client took away gives EFAULT; the server lives and serves others."""
     demo.write(0, b"x" * 4096)
     os.ftruncate(demo.slots_fd, 0)
-    for operation, length in ((Opcode.READ, 4096), (Opcode.WRITE, 4096), (Opcode.READ, 70_000), (Opcode.WRITE_SAME, 512)):
+    for operation, length in (
+        (Opcode.READ, 4096),
+        (Opcode.WRITE, 4096),
+        (Opcode.READ, 70_000),
+        (Opcode.WRITE_SAME, 512),
+    ):
         with pytest.raises(OSError) as caught:
             demo.do(operation, 0, length, [(0, 0, length)])
         assert caught.value.errno == errno.EFAULT
@@ -53,7 +58,7 @@ def test_the_ring_mapping_can_not_be_shrunk(demo: AbiClient) -> None:
 
 def test_nothing_is_in_dev_shm(demo: AbiClient) -> None:
     """The segment of an attached client has no name any more, so no crash can leave one."""
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith("ovs-")]
+    assert leftover_segments() == []
 
 
 def test_a_full_dev_shm_refuses_the_attach_by_name(

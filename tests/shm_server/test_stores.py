@@ -30,7 +30,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
     made.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(stores: Stores) -> Iterator[Store]:
     stores.create("demo", SIZE)
     opened = stores.open("demo", SIZE)

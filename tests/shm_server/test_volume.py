@@ -99,8 +99,8 @@ def test_a_failed_fdatasync_is_sticky(runtime: Runtime, run: Callable[..., Any],
     data = [memoryview(b"x" * 512)]
     run(volume.write(data, 0, 512, is_durable=False))
     calls = [
-        lambda: volume.flush(),
-        lambda: volume.flush(),
+        volume.flush,
+        volume.flush,
         lambda: volume.write(data, 0, 512, is_durable=True),
         lambda: volume.write(data, 0, 512, is_durable=False),
         lambda: volume.discard(0, 512, never),
