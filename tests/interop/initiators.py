@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,11 +97,12 @@ class QemuShell:
     def __init__(self, url: str) -> None:
         self.said = ""
         argv = command("qemu-io", "-f", "raw", "-t", "none", url)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process, in __exit__
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=self._errors,
             env=environment(),
             start_new_session=True,
         )
@@ -126,18 +128,24 @@ class QemuShell:
         assert self.process.stdout is not None
         deadline = time.monotonic() + timeout_s
         said = ""
-        while not said.endswith(self.PROMPT):
+        while self.PROMPT not in said:  # not at its end: what an aio_read found wrong may follow it
             left = deadline - time.monotonic()
             if left <= 0 or not self.is_answered(left):
-                raise InitiatorError(f"qemu-io did not answer within {timeout_s:g} s: {self.said[-500:]}{said}")
+                raise InitiatorError(f"qemu-io did not answer within {timeout_s:g} s: {said}\n{self.errors()}")
             chunk = os.read(self.process.stdout.fileno(), 65536)
             if not chunk:
-                raise InitiatorError(f"qemu-io ended with code {self.process.wait(10)}: {self.said[-500:]}{said}")
+                code = self.process.wait(10)
+                raise InitiatorError(f"qemu-io ended with code {code}: {said}\n{self.errors()}")
             said += chunk.decode(errors="replace")
         self.said += said
         if "Pattern verification failed" in said or "failed:" in said:
-            raise InitiatorError(said)
-        return said.removesuffix(self.PROMPT)
+            raise InitiatorError(f"{said}\n{self.errors()}")
+        return said.replace(self.PROMPT, "")
+
+    def errors(self) -> str:
+        """The end of what it wrote to its standard error."""
+        size = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
 
     def quit(self) -> int:
         self.send("quit")
@@ -153,6 +161,7 @@ class QemuShell:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._errors.close()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 try:

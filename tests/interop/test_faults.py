@@ -23,14 +23,15 @@ MakeServe = Callable[..., Serve]
 
 
 def test_server_killed_under_an_initiator(make_serve: MakeServe) -> None:
-    """The volume server dies three times with writes in flight: the session lives on, nothing acknowledged is lost."""
+    """The volume server dies twice with writes in flight: the session lives on, nothing acknowledged is lost."""
     serve = make_serve().start()
     with QemuShell(serve.url("demo")) as shell:
-        for round_number in (1, 2, 3):
+        for round_number in (1, 2):  # qemu waits up to seconds before it repeats what was BUSY
             shell.ask(f"write -P {round_number} 0 1M")
+            os.kill(serve.server_pid(), signal.SIGSTOP)  # so that all of these are in flight
             for place in range(16):
                 shell.ask(f"aio_write -q -P {16 * round_number + place} {4 + place}M 1M")
-            serve.kill_server()
+            serve.wait_new_server(serve.kill_server())
             shell.ask("aio_flush")
             shell.ask(f"read -P {round_number} 0 1M")
             for place in range(16):
@@ -40,21 +41,24 @@ def test_server_killed_under_an_initiator(make_serve: MakeServe) -> None:
 
 
 def test_server_killed_under_reads(make_serve: MakeServe) -> None:
-    """iscsi-perf reads on, through the death of the volume server."""
+    """32 reads at a time go on, through the death of the volume server."""
+    # not iscsi-perf: it repeats what was BUSY at once, and gives up after the fifth time
     serve = make_serve().start()
     qemu_io(serve.url("demo"), "write -P 9 0 32M")
-    perf = initiators.spawn("iscsi-perf", "-n", "-t", "4", "-m", "32", "-b", "8", "-r", serve.url("demo"))
+    load = ["-d", "32", "-s", "4096", "-c", "50000", "-t", "none", "-f", "raw", serve.url("demo")]
+    bench = initiators.spawn("qemu-img", "bench", *load)
     try:
         cpu = processes.cpu_seconds(serve.processes())
         processes.wait_until(
-            lambda: processes.cpu_seconds(serve.processes()) > cpu + 0.3, 10.0, "iscsi-perf makes the target work"
+            lambda: processes.cpu_seconds(serve.processes()) > cpu + 0.3, 10.0, "the reads make the target work"
         )
         serve.wait_new_server(serve.kill_server())
-        said, _ = perf.communicate(timeout=30)
+        assert bench.poll() is None, "the reads were over before the kill"
+        said, _ = bench.communicate(timeout=60)
     finally:
-        processes.kill_all([perf.pid])
-    assert perf.returncode == 0, said
-    assert "finished" in said, said
+        processes.kill_all([bench.pid])
+    assert bench.returncode == 0, said
+    assert "Run completed" in said, said
     qemu_io(serve.url("demo"), "read -P 9 0 32M")
 
 
