@@ -208,6 +208,11 @@ class RingQueue:
             self._completions.lower_sleep()
             self._completion_bell.clear()
 
+    def awake(self) -> None:
+        """As wake(), where the doorbell is watched edge-triggered: there its counter is never read."""
+        if not self.is_closed:
+            self._completions.lower_sleep()
+
     def ring_self(self) -> None:
         """Make our own doorbell readable: there is something to collect."""
         self._completion_bell.ring()

@@ -92,11 +92,7 @@ class Service:
 
     def _subscribed(self, answer: Answer) -> None:
         volumes = self._expect(answer, control.Volumes)
-        if volumes is None:
-            return
-        if self._attachment is None:
-            self._break(errno.EPROTO, "the volume server answered Subscribe before Attach")
-        elif self.on_attached is not None:
+        if volumes is not None and self.on_attached is not None:
             self.on_attached(volumes.infos)
 
     def attach(self, callback: Ending) -> None:
@@ -181,6 +177,11 @@ class Service:
         """We have stopped waiting, whatever woke us."""
         if self._queue is not None:
             self._queue.wake()
+
+    def awake(self) -> None:
+        """As wake(), for a loop that watches the doorbell edge-triggered (a system call less a turn)."""
+        if self._queue is not None:
+            self._queue.awake()
 
     def arm(self) -> None:
         """Make sure that the doorbell's descriptor becomes readable when there is something to collect."""
