@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -24,7 +23,7 @@ MAX_OUTPUT_BYTES = 8 << 20  # replies and events that a client has not read
 MAX_REQUESTS = 256  # control requests of one client in progress
 RECEIVE_BYTES = 64 << 10
 
-_UCRED = struct.Struct("iII")
+_UCRED_BYTES = 12  # pid, uid, gid
 
 
 class ClientError(OSError):
@@ -35,7 +34,8 @@ class Client:
     def __init__(self, connection: socket.socket, number: int) -> None:
         self.socket = connection
         self.number = number
-        self.pid, self.uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED_BYTES)
+        self.pid, self.uid, _ = memoryview(credentials).cast("I")
         self.words = f"pid {self.pid}"
         self.reader = control.RequestReader()
         self.is_greeted = False

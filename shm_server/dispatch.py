@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 64  # entries of one client per turn; a request of MAX_PARTS parts fits
 BATCH_BYTES = 4 << 20  # bytes moved for one client per turn
-PUBLISH_ENTRIES = 8  # completions shown to the client at once, so that it works while we do
+PUBLISH_ENTRIES = 16  # completions shown to the client at once, so that it works while we do
 PUBLISH_BYTES = 64 << 10
 LOGGED_ERRORS = 8  # lines per client and second
 
@@ -198,7 +198,7 @@ class Dispatcher:
         self._dirty.clear()
 
     def serve(self, attachment: Attachment) -> int:
-        """One bounded batch of one client. Returns the entries taken. Raises RingError for a client that lies."""
+        """One bounded batch of one client. Returns the entries that waited. Raises RingError for a client that lies."""
         submissions = attachment.submissions
         pending = submissions.pending()
         if not pending:
@@ -209,13 +209,18 @@ class Dispatcher:
         attachment.is_starved = room <= 0
         if room <= 0:
             return 0
-        raw = submissions.copy(BATCH_ENTRIES)
+        taken = self._serve_batch(attachment, submissions.copy(BATCH_ENTRIES), room, pending)
+        submissions.advance(taken)
+        if completions.publish():
+            attachment.bell.ring()
+        return pending
+
+    def _serve_batch(self, attachment: Attachment, raw: bytes, room: int, pending: int) -> int:
+        """Serve what stands in ``raw``. Returns the entries taken and not given back to the client yet."""
+        completions = attachment.completions
         push = completions.push
-        handles = attachment.handles
-        slots = attachment.slots
-        slots_bytes = attachment.slots_bytes
-        taken = skip = unpublished = moved = moved_total = 0
-        head: Head
+        handles, slots, slots_bytes = attachment.handles, attachment.slots, attachment.slots_bytes
+        taken = skip = given_back = unpublished = moved = moved_total = 0
         for head in layout.ENTRY_FIRST.iter_unpack(raw):
             if skip:
                 skip -= 1
@@ -245,7 +250,6 @@ class Dispatcher:
                     push(tag, error.errno or errno.EIO, 0, 0)
                     attachment.complain("%s of volume %s: %s", _name(opcode), handle.volume.name, error)
                     taken += 1
-                    unpublished += 1
                     continue
                 if done == length:
                     if opcode == _READ:
@@ -259,6 +263,9 @@ class Dispatcher:
                     unpublished += 1
                     moved += length
                     if unpublished >= PUBLISH_ENTRIES or moved >= PUBLISH_BYTES:
+                        # The client may push again as soon as it sees a completion: so give its entries back first.
+                        attachment.submissions.advance(taken - given_back)
+                        given_back = taken
                         if completions.publish():
                             attachment.bell.ring()
                         moved_total += moved
@@ -274,10 +281,7 @@ class Dispatcher:
                 skip = _continuations(raw, taken, extra)
             self._start(attachment, head, raw, taken, extra, skip)
             taken += 1
-        submissions.advance(taken)
-        if completions.publish():
-            attachment.bell.ring()
-        return taken
+        return taken - given_back
 
     def _start(self, attachment: Attachment, head: Head, raw: bytes, at: int, extra: int, found: int) -> None:
         """Check the entry and begin what it asks for, or complete it with what is wrong with it."""
