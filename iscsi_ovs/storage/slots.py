@@ -137,7 +137,9 @@ class SlotBuffer:
         runs = self._runs
         if len(runs) == 1:
             return [pool.view(runs[0][0], start, stop)] if stop > start else []
-        found = []
+        found: list[memoryview] = []
+        if stop <= start:
+            return found
         base = 0
         for first, length in runs:
             end = base + length * pool.slot_bytes

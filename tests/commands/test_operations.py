@@ -1,0 +1,137 @@
+"""The table, and what is generated from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from iscsi_ovs import scsi
+from iscsi_ovs.commands import OPERATIONS
+from iscsi_ovs.commands.operations import ABSENT_OPERATIONS, WELL_KNOWN_OPERATIONS
+from iscsi_ovs.scsi import Operation
+from tests.commands.bench import Bench, code, field_pointer
+
+INVALID_FIELD = (0x5, 0x24, 0x00)
+TIMEOUTS = "000a 00 00 00000000 00000000".replace(" ", "")
+
+# fmt: off
+THE_ISSUE = [
+    "TEST UNIT READY", "REQUEST SENSE", "READ (6)", "WRITE (6)", "INQUIRY", "MODE SENSE (6)", "START STOP UNIT",
+    "READ CAPACITY (10)", "READ (10)", "WRITE (10)", "SYNCHRONIZE CACHE (10)", "WRITE SAME (10)", "UNMAP",
+    "MODE SENSE (10)", "READ (16)", "WRITE (16)", "SYNCHRONIZE CACHE (16)", "WRITE SAME (16)", "READ CAPACITY (16)",
+    "REPORT LUNS", "REPORT SUPPORTED OPERATION CODES", "READ (12)", "WRITE (12)",
+]
+# fmt: on
+
+every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda row: row.name)
+
+
+def rsoc(disk: Bench, options: int, opcode: int = 0, service_action: int = 0, length: int = 0xFFFF) -> scsi.Outcome:
+    return disk.execute(f"a3 0c {options:02x} {opcode:02x} {service_action:04x} {length:08x} 00 00")
+
+
+def descriptor(row: Operation, flags: int) -> str:
+    flags |= 0 if row.service_action is None else 1
+    return f"{row.opcode:02x}00{row.service_action or 0:04x}00{flags:02x}{row.cdb_length:04x}"
+
+
+def test_all_of_the_issue_is_there() -> None:
+    """And nothing else."""
+    assert [row.name for row in OPERATIONS] == THE_ISSUE
+
+
+def test_what_passes_a_unit_attention() -> None:
+    """SAM-5 5.14.3; and REPORT LUNS' own unit is ready besides."""
+    names = ["REQUEST SENSE", "INQUIRY", "REPORT LUNS"]
+    assert [row.name for row in ABSENT_OPERATIONS] == names
+    assert [row.name for row in WELL_KNOWN_OPERATIONS] == ["TEST UNIT READY", *names]
+    assert not any(row.needs_medium for row in WELL_KNOWN_OPERATIONS)
+
+
+def test_what_writes() -> None:
+    """What a write-protected unit refuses."""
+    assert {row.name for row in OPERATIONS if row.writes} == {
+        "WRITE (6)", "WRITE (10)", "WRITE (12)", "WRITE (16)", "WRITE SAME (10)", "WRITE SAME (16)", "UNMAP",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 11, 0xFFFF])
+def test_all_commands(disk: Bench, length: int) -> None:
+    """One descriptor a row."""
+    rows = "".join(descriptor(row, 0) for row in OPERATIONS)
+    whole = f"{len(rows) // 2:08x}" + rows
+    outcome = rsoc(disk, 0, length=length)
+    assert outcome.data == bytes.fromhex(whole)[:length]
+    assert outcome.transfer_bytes == len(outcome.data)
+
+
+def test_all_commands_with_timeouts(disk: Bench) -> None:
+    """RCTD: CTDP in each descriptor, and twelve bytes behind it."""
+    rows = "".join(descriptor(row, 2) + TIMEOUTS for row in OPERATIONS)
+    assert rsoc(disk, 0x80).data.hex() == f"{len(rows) // 2:08x}" + rows
+
+
+@every_operation
+def test_one_command(disk: Bench, operation: Operation) -> None:
+    """Each row by each reporting option that fits it; usage data are the row's."""
+    has_actions = operation.service_action is not None
+    action = operation.service_action or 0
+    expected = f"0003{operation.cdb_length:04x}" + operation.usage.hex()
+    for option, fits in ((1, not has_actions), (2, has_actions), (3, True)):
+        outcome = rsoc(disk, option, operation.opcode, action)
+        if fits:
+            assert outcome.data.hex() == expected
+            with_timeouts = rsoc(disk, option | 0x80, operation.opcode, action).data.hex()
+            assert with_timeouts == "0083" + expected[4:] + TIMEOUTS
+        else:
+            assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (2, 2))
+
+
+def test_one_command_that_is_not_there(disk: Bench) -> None:
+    """SUPPORT 001b, no CDB, no timeouts."""
+    for options, opcode, action in (
+        (1, 0xFF, 0), (2, 0xFF, 1), (3, 0xFF, 0), (2, 0x9E, 0x12), (3, 0x9E, 0x12), (3, 0x28, 1), (0x81, 0x2F, 0),
+        (2, 0xA3, 0x100C),
+    ):  # fmt: skip
+        assert rsoc(disk, options, opcode, action).data.hex() == "00010000"
+
+
+@pytest.mark.parametrize("option", [4, 5, 6, 7])
+def test_unknown_reporting_options(disk: Bench, option: int) -> None:
+    """Reserved."""
+    outcome = rsoc(disk, option, 0x28)
+    assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (2, 2))
+
+
+@every_operation
+def test_naca_is_refused(disk: Bench, operation: Operation) -> None:
+    """No ACA here, so NACA=1 in CONTROL is an invalid field, and usage data do not have it."""
+    raw = bytearray(16)
+    raw[0], raw[1] = operation.opcode, operation.service_action or 0
+    raw[operation.cdb_length - 1] = 0x04
+    outcome = disk.execute(raw.hex())
+    assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (operation.cdb_length - 1, 2))
+    assert operation.usage[-1] == 0
+
+
+@every_operation
+def test_cdb_too_short(disk: Bench, operation: Operation) -> None:
+    """A transport that brings fewer bytes than the command has."""
+    whole = bytes([operation.opcode, operation.service_action or 0]).ljust(operation.cdb_length, b"\0")
+    for length in range(2, operation.cdb_length):
+        outcome = disk.router.execute(scsi.Command(disk.nexus, 0, whole[:length]))
+        assert isinstance(outcome, scsi.Outcome)
+        assert code(outcome) == INVALID_FIELD
+
+
+def test_unknown_operations(disk: Bench) -> None:
+    """Every opcode and service action that is not in the table: 05/20/00."""
+    known = {(row.opcode, row.service_action) for row in OPERATIONS}
+    for opcode in range(256):
+        if (opcode, None) in known:
+            continue
+        for action in range(32):
+            if (opcode, action) not in known:
+                assert code(disk.execute(f"{opcode:02x} {action:02x}")) == (0x5, 0x20, 0x00)
+    empty = disk.router.execute(scsi.Command(disk.nexus, 0, b""))
+    assert isinstance(empty, scsi.Outcome)
+    assert code(empty) == (0x5, 0x20, 0x00)
