@@ -23,6 +23,7 @@ from shm_server.volumes.handle import Handle
 log = logging.getLogger(__name__)
 
 MAX_HANDLES = 1024  # of one client
+MAX_WORDS = 200  # characters that a client says of itself
 # One client gets at most so much of the region, so that a second can always attach.
 SHARE_NUMERATOR, SHARE_DENOMINATOR = 3, 4
 
@@ -117,7 +118,7 @@ class Requests:
             )
         client.is_greeted = True
         if request.words:
-            client.words = request.words
+            client.words = _printable(request.words)
         return control.Welcome(request.id, layout.ABI_VERSION, self.instance, self._pid, self._pool)
 
     async def _attach(self, client: Client, request: control.Attach) -> control.Reply | None:
@@ -184,7 +185,7 @@ class Requests:
             request.name,
             request.access,
             request.owner,
-            request.words or client.words,
+            _printable(request.words) or client.words,
             client.pid,
             client.next_handle(),
             lambda: not client.is_closed,
@@ -312,6 +313,11 @@ class Requests:
                 client.bell.close()
             self._region_used -= client.segment_bytes
             client.segment_bytes = 0
+
+
+def _printable(words: str) -> str:
+    """What a client says of itself goes into logs and other people's errors: one line, and not a long one."""
+    return "".join(character if character.isprintable() else "?" for character in words[:MAX_WORDS])
 
 
 def _handle_info(handle: Handle) -> control.HandleInfo:

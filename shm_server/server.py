@@ -36,6 +36,7 @@ MAX_CLIENTS = 128
 TURNS_PER_POLL = 16  # under load, sockets are looked at every so many turns
 STARVED_POLL_S = 0.005  # a client whose completion ring is full rings no doorbell when it makes room
 DRAIN_LIMIT_S = 30.0
+ACCEPT_RETRY_S = 1.0
 LINGER_S = 1.0  # how long a refused client may take to read why
 
 
@@ -276,7 +277,10 @@ class Server:
         except BlockingIOError:
             return
         except OSError as error:
-            log.error("can't accept a client: %s", error)
+            # Out of descriptors, most likely: the client waits in the queue, and we don't turn in circles meanwhile.
+            log.error("can't accept a client, trying again in %g s: %s", ACCEPT_RETRY_S, error)
+            self._unwatch(self._listener.fileno())
+            self._runtime.after(ACCEPT_RETRY_S, self._accept_again)
             return
         connection.setblocking(False)
         self._client_number += 1
@@ -287,6 +291,10 @@ class Server:
         self._watch(connection.fileno(), lambda events: self._client_ready(client, events))
         if refusal is not None:
             self._refuse(client, refusal)
+
+    def _accept_again(self) -> None:
+        if not self._is_stopping:
+            self._watch(self._listener.fileno(), self._accept)
 
     def _refusal(self, client: Client) -> OSError | None:
         settings = self._settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import socket
 import sqlite3
 import stat
@@ -471,6 +472,29 @@ def test_clients_and_handles_are_bounded(
     third = connect(server, hello=False)
     with refused(errno.EAGAIN, "2 clients"):
         third.reply(0)
+
+
+def test_words_are_one_short_line(server: ServerProcess, connect: Connect, demo: AbiClient) -> None:
+    """What a client says of itself can't forge log lines."""
+    client = connect(server, words="evil\n2026 shm-server ERROR " + "x" * 1000)
+    client.create("other")
+    client.attach()
+    client.open("other")
+    held = client.call(control.Stat(client.id(), "other")).info.held
+    assert held is not None
+    assert held.startswith("evil?2026")
+    assert len(held) == 200
+
+
+def test_a_server_out_of_descriptors_recovers(server: ServerProcess, demo: AbiClient) -> None:
+    """A client that can't be accepted waits; those that are there are served; later it is accepted."""
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (server.open_files(), limits[1]))
+    with AbiClient(server.socket_path, hello=False) as late:
+        while "can't accept a client" not in server.log():
+            assert demo.read(0, 512) == bytes(512)
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
+        assert late.call(control.Hello(late.id(), layout.ABI_VERSION)).pid == server.process.pid
 
 
 def test_a_server_starts_and_ends_without_leaking(server: ServerProcess) -> None:
