@@ -29,6 +29,7 @@ class Operation(enum.IntEnum):
     WRITE_ZEROES = 5
     FENCE = 6
     WRITE_SAME = 7
+    EXTENTS = 10
 
 
 class Error(enum.Enum):
@@ -110,6 +111,8 @@ class Pool(Protocol):
 class Request:
     """One operation on a device.
 
+    EXTENTS asks whether ``offset_bytes`` is allocated: its completion's ``done_bytes`` say how far the answer holds,
+    its ``detail`` is 1 for data and 0 for a hole.
     READ and WRITE move ``length_bytes`` between the volume at ``offset_bytes`` and the buffer from its start;
     WRITE_SAME repeats the buffer's first ``pattern_bytes``. ``fua``: durable before it completes. ``done`` is called
     with the completion, once, whatever happens. ``context`` belongs to the caller.

@@ -52,7 +52,6 @@ BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal a
 HandleStat = control.HandleInfo
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
-_LOOKS = 100 if len(os.sched_getaffinity(0)) > 1 else 0  # at the ring before sleeping: about 20 µs, one wake-up's cost
 _CONNECT_LIMIT_S = 5.0
 _M = TypeVar("_M", bound=control.Message)
 
@@ -305,16 +304,15 @@ class Context:
             self._service.arm()
 
     def _turn(self, timeout_s: float | None) -> None:
-        """Publish, and handle something; sleep until there is something, unless a few looks find it."""
+        """Publish, and handle something; sleep until there is something.
+
+        It sleeps at once: looking at the ring for 20 to 60 µs first made a 4 KiB read at depth one 1.3 to 1.5 times
+        slower on two cores (22 µs without).
+        """
         service = self._service
         service.flush()
         if service.collect():
             return
-        has_pending = service.has_pending
-        for _ in range(_LOOKS):
-            if has_pending():
-                service.collect()
-                return
         if not service.prepare_sleep():
             return
         control_fileno = service.control_fileno()

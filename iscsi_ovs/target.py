@@ -20,7 +20,7 @@ from iscsi_ovs import block, pdu, scsi
 from iscsi_ovs.commands import COMMAND_SET
 from iscsi_ovs.errors import LoginError
 from iscsi_ovs.net.clock import Clock
-from iscsi_ovs.net.driver import Driver
+from iscsi_ovs.net.driver import EDGE, Driver
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
@@ -116,7 +116,7 @@ class TargetServer:
 
     def run(self) -> None:
         """Serve until stop()."""
-        # Nothing on the path of a command makes cycles: let the collector look seldom, and not at what is here for good.
+        # Nothing on the path of a command makes cycles: the collector may look seldom, and not at what stays anyway.
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
         self.connect()
@@ -164,7 +164,7 @@ class TargetServer:
         self._failures = 0
         doorbell = self.service.doorbell_fileno()
         self._watched = (self._watched[0], doorbell)
-        self.driver.watch(doorbell, lambda mask: None)  # collect() follows in the same turn
+        self.driver.watch(doorbell, lambda mask: None, EDGE)  # collect() follows in the same turn
         self.space.attach(self.service.pool, [session.window for session in [*self._members, *self._discovery]])
         known = {info.uuid for info in infos}
         for disk in list(self.disks.values()):
@@ -353,10 +353,7 @@ class TargetServer:
     def _execute(self, command: scsi.Command) -> None:
         task: Task = command.context
         member = self._members.get(task.session)
-        if member is None:  # a discovery session has no logical units
-            router = _NO_UNITS
-        else:
-            router = member.disk.router
+        router = _NO_UNITS if member is None else member.disk.router  # a discovery session has no logical units
         result = router.execute(command)
         if type(result) is scsi.Outcome:
             task.session.complete(command, result)

@@ -49,8 +49,9 @@ _FLAGS = {
     Opcode.WRITE_ZEROES: layout.FLAG_FUA | layout.FLAG_NO_UNMAP,
     Opcode.FENCE: 0,
     Opcode.WRITE_SAME: layout.FLAG_FUA,
+    Opcode.EXTENTS: 0,
 }
-_WITHOUT_PARTS = frozenset((Opcode.FLUSH, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.FENCE))
+_WITHOUT_PARTS = frozenset((Opcode.FLUSH, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.FENCE, Opcode.EXTENTS))
 _CHANGES = frozenset((Opcode.WRITE, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.WRITE_SAME))
 
 Head = tuple[int, int, int, int, int, int, int, int, int, int, int, int]  # layout.ENTRY_FIRST
@@ -87,10 +88,10 @@ class Attachment:
         self._logged = 0
         self._logged_since = 0.0
 
-    def complete(self, tag: int, error: int, done_bytes: int) -> None:
+    def complete(self, tag: int, error: int, done_bytes: int, detail: int = 0) -> None:
         """Push a completion; the dispatcher publishes it."""
         if not self.is_gone:
-            self.completions.push(tag, error, done_bytes, 0)
+            self.completions.push(tag, error, done_bytes, detail)
 
     def publish(self) -> None:
         if self.completions.publish():
@@ -124,7 +125,7 @@ class Attachment:
 class _Task:
     """An operation that did not end in one step."""
 
-    __slots__ = ("_dispatcher", "attachment", "handle", "job", "opcode", "tag")
+    __slots__ = ("_dispatcher", "attachment", "detail", "handle", "job", "opcode", "tag")
 
     def __init__(
         self,
@@ -139,6 +140,7 @@ class _Task:
         self.handle = handle
         self.opcode = opcode
         self.tag = tag
+        self.detail = 0  # of the completion
         self.job: Job | None = None
 
     def is_cancelled(self) -> bool:
@@ -171,7 +173,7 @@ class _Task:
                 handle.writes += 1
                 handle.written_bytes += done_bytes
         attachment.in_flight -= 1
-        attachment.complete(self.tag, number, done_bytes or 0)
+        attachment.complete(self.tag, number, done_bytes or 0, self.detail)
         self._dispatcher.mark(attachment)
         handle.end_task(self)
         if attachment.is_gone and not attachment.in_flight:
@@ -335,6 +337,10 @@ async def _operate(task: _Task, head: Head, views: list[memoryview]) -> int:
         if opcode == Opcode.FLUSH:
             await volume.flush()
             return 0
+        if opcode == Opcode.EXTENTS:
+            is_data, run = await volume.extent(offset, length)
+            task.detail = int(is_data)
+            return run
         if opcode == Opcode.DISCARD:
             return await volume.discard(offset, length, task.is_cancelled)
         if opcode == Opcode.WRITE_ZEROES:

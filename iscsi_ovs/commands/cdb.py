@@ -164,6 +164,24 @@ class ReadCapacity16(Derived):
     )  # fmt: skip
 
 
+class GetLbaStatus(Derived):
+    """SBC-3 5.4."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "lba" / Int64ub, "allocation_length" / Int32ub,
+        "reserved_14" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class LbaStatus(Derived):
+    """SBC-3 5.4.2: the parameter data with one descriptor. The status is in the low four bits of its byte."""
+
+    declaration = Struct(
+        "data_length" / Int32ub, "reserved_4" / Int32ub,
+        "lba" / Int64ub, "blocks" / Int32ub, "provisioning_status" / Int8ub, "reserved_21" / Bytes(3),
+    )  # fmt: skip
+
+
 class Unmap(Derived):
     """SBC-3 5.28."""
 

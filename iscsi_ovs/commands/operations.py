@@ -40,6 +40,7 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
 
 _READ_CAPACITY_10 = _hex("25 00 ffffffff 0000 01 00")
 _READ_CAPACITY_16 = _hex("9e 10 ffffffffffffffff ffffffff 01 00")
+_GET_LBA_STATUS = _hex("9e 12 ffffffffffffffff ffffffff 00 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
 _RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
 
@@ -64,6 +65,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x91, None, "SYNCHRONIZE CACHE (16)", _NONE, _at_lba_16(0x91, 0x02), sbc.synchronize_cache_16, _MEDIUM),
     Operation(0x93, None, "WRITE SAME (16)",      _OUT,  _at_lba_16(0x93, 0x09), sbc.write_same_16, _MEDIUM),
     Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, sbc.read_capacity_16, _MEDIUM),
+    Operation(0x9E, 0x12, "GET LBA STATUS",       _IN,   _GET_LBA_STATUS, sbc.get_lba_status, _MEDIUM),
     _always(Operation(0xA0, None, "REPORT LUNS",  _IN,   _hex("a0 00 ff 000000 ffffffff 00 00"), spc.report_luns)),
     Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, spc.report_supported_operation_codes),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),

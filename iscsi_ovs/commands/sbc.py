@@ -193,6 +193,33 @@ def read_capacity_16(unit: LogicalUnit, command: Command) -> Execution:
     return Outcome(data=data, transfer_bytes=len(data))
 
 
+_MAPPED, _DEALLOCATED = 0, 1
+
+
+def get_lba_status(unit: LogicalUnit, command: Command) -> Execution:
+    """One descriptor: what the first LBA is, and how far that holds. Initiators ask again from there."""
+    fields = cdb.GetLbaStatus.unpack_from(command.cdb)
+    lba, block_bytes = fields.lba, unit.block_bytes
+    if lba >= unit.capacity_blocks:
+        raise CheckCondition(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
+    wanted = min(unit.capacity_blocks - lba, 0xFFFFFFFF)
+
+    def finish(completion: block.Completion) -> Outcome:
+        _, error, run_bytes, is_data = completion
+        if error is not None:
+            return unit.failed(completion)
+        blocks = run_bytes // block_bytes
+        data = cdb.LbaStatus(
+            data_length=cdb.LbaStatus.SIZE - 4,
+            lba=lba,
+            blocks=blocks or 1,  # a run that ends inside of a block: that block is mapped
+            provisioning_status=_MAPPED if is_data or not blocks else _DEALLOCATED,
+        ).pack()[: fields.allocation_length]
+        return Outcome(data=data, transfer_bytes=len(data))
+
+    return block.Request(block.Operation.EXTENTS, lba * block_bytes, wanted * block_bytes, finish=finish)
+
+
 # UNMAP ----------------------------------------------------------------------------------------------------------
 
 

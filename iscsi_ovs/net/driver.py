@@ -11,6 +11,7 @@ import errno
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -21,6 +22,8 @@ from iscsi_ovs.session.connection import Connection
 
 logger = logging.getLogger("iscsi_ovs.net")
 
+# How long to look for a completion before sleeping. On two cores the initiator needs them more than we do.
+SPIN_S = 0.0
 TICK_S = 1.0  # deadlines are looked at this often; an idle process wakes no oftener
 MAX_CHANNELS = 4096  # connections at a time
 _RECEIVES_A_TURN = 8  # system calls that one socket may have before the others have their turn
@@ -28,6 +31,7 @@ _ACCEPTS_A_TURN = 64
 _LINGER_S = 2.0  # how long a closed connection may take to drain
 _READ = select.EPOLLIN
 _WRITE = select.EPOLLOUT
+EDGE = select.EPOLLIN | select.EPOLLET  # for an eventfd that is never read
 
 
 class Storage(Protocol):
@@ -36,7 +40,8 @@ class Storage(Protocol):
     def collect(self) -> int: ...
     def flush(self) -> None: ...
     def prepare_sleep(self) -> bool: ...
-    def wake(self) -> None: ...
+    def awake(self) -> None: ...
+    def has_pending(self) -> bool: ...
 
 
 class Owner(Protocol):
@@ -123,11 +128,13 @@ class Driver:
     def turn(self, is_busy: bool) -> bool:
         """One turn; ``is_busy``: the last one found work, so look around once more before sleeping."""
         storage = self.storage
-        timeout = 0.0
-        if not is_busy and storage.prepare_sleep():
-            timeout = self.clock.until_next(TICK_S)
-        ready = self._epoll.poll(timeout)
-        storage.wake()
+        if is_busy:
+            ready = self._epoll.poll(0)
+        elif self._spin() or not storage.prepare_sleep():
+            ready = []
+        else:
+            ready = self._epoll.poll(self.clock.until_next(TICK_S))
+            storage.awake()
         for fd, mask in ready:
             channel = self._channels.get(fd)
             if channel is not None:
@@ -150,6 +157,17 @@ class Driver:
             self._next_tick = now + TICK_S
             self._tick(now)
         return bool(ready) or collected > 0
+
+    def _spin(self) -> bool:
+        """Look for a completion a little longer: to be woken costs more. True: there is one."""
+        if not SPIN_S:
+            return False
+        has_pending = self.storage.has_pending
+        deadline = time.perf_counter() + SPIN_S
+        while time.perf_counter() < deadline:
+            if has_pending():
+                return True
+        return False
 
     def _tick(self, now: float) -> None:
         for channel in list(self._channels.values()):

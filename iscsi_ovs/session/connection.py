@@ -63,7 +63,9 @@ class Connection:
         self.session: Session | None = None
         self.outbox = Outbox()
         self.has_output = False
-        self.data_in = pdu.DataIn()  # the header of every read that fits one PDU, filled anew each time
+        # The headers of every read that fits one PDU, and of every plain status: filled anew each time.
+        self.data_in = pdu.DataIn()
+        self.scsi_response = pdu.ScsiResponse()
         self.stat_sn = 1
         self.overdue: set[int] = set()  # task management requests answered by their deadline
         self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES

@@ -130,11 +130,18 @@ class Session:
             if task.unsolicited_end and task.received_bytes >= task.unsolicited_end:
                 # F=0 announced more, and there is no more to come within FirstBurstLength.
                 self.fail(task, transfer.aborted(transfer.INCORRECT_AMOUNT_OF_DATA))
-        if header.opcode & pdu.IMMEDIATE or header.cmd_sn != self.window.exp_cmd_sn or self._held:
+        window = self.window
+        if header.opcode & pdu.IMMEDIATE or header.cmd_sn != window.exp_cmd_sn or self._held:
             self.in_order(header, lambda: self._admit(task))
-        else:
-            self.window.take()
+        elif task.is_write or task.early_outcome is not None:
+            window.take()
             self._admit(task)
+        else:  # what nearly every command is: in its turn, and nothing more to come for it
+            window.take()
+            task.is_admitted = True
+            task.state = State.EXECUTING
+            assert task.command is not None
+            self.connection.tell(task.command)
 
     def _admit(self, task: Task) -> None:
         """The task's CmdSN has its turn: it enters the task set."""

@@ -46,15 +46,27 @@ def open_write(session: Session, task: Task, header: pdu.ScsiCommand) -> Sequenc
         return sink(immediate_bytes)
     if expected == 0:
         return []
+    pool = session.space.pool
+    kept = session.window.slots_a_place
+    if immediate_bytes == expected and pool is not None and kept and not task.is_immediate:
+        # What most small writes are: whole in one PDU, on slots that its place in the window has paid for.
+        buffer = pool.allocate(expected, kept) if session.window.granted_slots else None
+        if buffer is not None:
+            needed = -(-expected // pool.slot_bytes)
+            task.kept_slots = needed if needed < kept else kept
+            task.data_out_bytes = expected
+            task.buffer = buffer
+            task.generation = session.space.generation
+            return buffer.views(0, expected)
     task.data_out_bytes = min(expected, MAX_TRANSFER_BYTES)
     if has_more:
         task.unsolicited_end = first_burst
-    pool = session.space.pool
     if pool is None:
         session.fail(task, scsi.Outcome(status=scsi.BUSY))
         return sink(immediate_bytes)
     # An immediate command stands outside the window, so no slots were kept for it.
-    kept = 0 if task.is_immediate or not session.window.granted_slots else session.window.slots_a_place
+    if task.is_immediate or not session.window.granted_slots:
+        kept = 0
     buffer = None
     needed = pool.slots_for(task.data_out_bytes)
     if needed <= kept or not session.space.has_waiters:
@@ -209,8 +221,9 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
     """Queue a task's data-in and status. Its place in the window is open again already."""
     connection = session.connection
     window = session.window
-    flags, residual_count = residual(task.expected_bytes, outcome.transfer_bytes)
-    data_sn = 0
+    flags = residual_count = data_sn = 0
+    if outcome.transfer_bytes != task.expected_bytes:
+        flags, residual_count = residual(task.expected_bytes, outcome.transfer_bytes)
     if task.is_read and outcome.transfer_bytes and task.expected_bytes:
         length = min(outcome.transfer_bytes, task.expected_bytes)
         status_goes_along = outcome.status == scsi.GOOD and not outcome.sense
@@ -228,6 +241,19 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
             return
     elif outcome.buffer is not None:
         outcome.buffer.release()
+    if outcome.status == scsi.GOOD and not outcome.sense and not data_sn:
+        # What most writes end with: the connection's own header object, filled anew.
+        response = connection.scsi_response
+        response.flags = pdu.FINAL | flags
+        response.initiator_task_tag = task.initiator_task_tag
+        response.stat_sn = connection.take_stat_sn()
+        response.exp_cmd_sn = window.exp_cmd_sn
+        response.max_cmd_sn = window.max_cmd_sn
+        response.residual_count = residual_count
+        connection.outbox.put(response.pack())
+        if not connection.has_output:
+            connection.touch()
+        return
     data = b""
     if outcome.sense:
         # Section 11.4.7: SenseLength, then sense data.

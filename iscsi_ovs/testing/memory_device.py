@@ -166,6 +166,8 @@ class MemoryDevice:
         start, stop = request.offset_bytes, request.offset_bytes + request.length_bytes
         if request.operation is Operation.READ:
             return self._read(request, start, min(stop, len(self.data)))
+        if request.operation is Operation.EXTENTS:  # nothing is ever unallocated here
+            return block.Completion(request, None, request.length_bytes, 1)
         if request.operation in (Operation.FLUSH, Operation.FENCE):
             self.flushed[:] = self.data
             return block.Completion(request, None, 0)

@@ -68,7 +68,11 @@ assert COMPLETION.size == COMPLETION_BYTES
 
 
 class Opcode(enum.IntEnum):
-    """What an entry asks for. COMPARE … COPY are reserved by version 1 and answered ENOSYS where not served."""
+    """What an entry asks for.
+
+    EXTENTS asks whether ``offset`` is allocated: its completion has the bytes for which the answer holds (at most
+    ``length``), and detail 1 where there is data, 0 where a hole reads zeros.
+    COMPARE … COPY are reserved by version 1 and answered ENOSYS where not served."""
 
     READ = 1
     WRITE = 2

@@ -47,6 +47,10 @@ class Store(Protocol):
         """Make the range read zeros with its space kept; False: can't, write zeros instead."""
         ...
 
+    def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        """Is there data at ``offset`` (a hole reads zeros), and for how many of the ``length`` bytes that holds."""
+        ...
+
     def sync(self) -> None:
         """Everything written before is durable when this returns."""
         ...

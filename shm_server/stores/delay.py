@@ -101,6 +101,9 @@ class DelayStore:
         self._obey("discard", offset, length)
         return self._store.zero(offset, length)
 
+    def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        return self._store.extent(offset, length)
+
     def sync(self) -> None:
         self._obey("flush", 0, 0)
         self._store.sync()

@@ -103,6 +103,18 @@ class DescriptorStore:
         while offset < end:
             offset += self.write((zeros[: end - offset],), offset)
 
+    def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        end = offset + length
+        try:
+            data = os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return False, length  # nothing but a hole to the end
+        if data > offset:
+            return False, min(data, end) - offset
+        return True, min(os.lseek(self.fd, offset, os.SEEK_HOLE), end) - offset
+
     def sync(self) -> None:
         dirty = self._dirty_bytes  # what is written while we wait is not covered
         os.fdatasync(self.fd)

@@ -44,6 +44,9 @@ class NullStore:
     def zero(self, offset: int, length: int) -> bool:
         return True
 
+    def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        return True, length  # or initiators would not read at all, and there would be nothing to measure
+
     def sync(self) -> None:
         pass
 

@@ -79,6 +79,15 @@ class Volume:
             self._start_sync()
         return length
 
+    async def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        """Is ``offset`` allocated, and how far that holds (at most ``length``, at most to the end)."""
+        length = min(length, max(0, self.size_bytes - offset))
+        if not length:
+            return False, 0
+        # On a thread: where the store is memory the kernel looks at every page of a run (16 ms a GiB).
+        found: tuple[bool, int] = await Call(self.runtime, self._lane, lambda: self.store.extent(offset, length))
+        return found
+
     async def flush(self) -> None:
         """Everything completed before is durable when this returns. Flushes that wait share one fdatasync."""
         self._check_failure()

@@ -19,7 +19,8 @@ LAYOUTS = [
 SIZES = {
     "Transfer6": 6, "Transfer10": 10, "Transfer12": 12, "Transfer16": 16, "Inquiry": 6, "ModeSense6": 6,
     "ModeSense10": 10, "RequestSense": 6, "ReportLuns": 12, "ReportSupportedOperationCodes": 12, "StartStopUnit": 6,
-    "ReadCapacity10": 10, "ReadCapacity16": 16, "Unmap": 10, "UnmapHeader": 8, "UnmapDescriptor": 16,
+    "ReadCapacity10": 10, "ReadCapacity16": 16, "GetLbaStatus": 16,
+    "LbaStatus": 24, "Unmap": 10, "UnmapHeader": 8, "UnmapDescriptor": 16,
     "ReadCapacity10Data": 8, "ReadCapacity16Data": 32, "ReportLunsHeader": 8, "CommandDescriptor": 8, "OneCommand": 4,
     "Timeouts": 12, "Header6": 4, "Header10": 8, "ShortBlockDescriptor": 8, "LongBlockDescriptor": 16,
     "ReadWriteErrorRecovery": 12, "Caching": 20, "Control": 12, "InformationalExceptions": 12, "FixedSense": 18,

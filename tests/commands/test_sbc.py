@@ -254,6 +254,17 @@ def test_read_capacity_10_with_an_lba(disk: Bench) -> None:
     assert disk.execute("25 00 00000001 0000 01 00").status == scsi.GOOD
 
 
+def test_get_lba_status(disk: Bench) -> None:
+    """One descriptor from the LBA asked for to the end of its run; LBAs behind the end are out of range."""
+    outcome = disk.execute("9e 12 0000000000000003 00000020 00 00")
+    blocks = CAPACITY - 3
+    assert outcome.data.hex() == f"0000001400000000{3:016x}{blocks:08x}00000000"
+    assert disk.execute("9e 12 0000000000000003 0000000c 00 00").data == outcome.data[:12]
+    assert code(disk.execute(f"9e 12 {CAPACITY:016x} 00000018 00 00")) == OUT_OF_RANGE
+    disk.device.fail_next(block.Error.MEDIUM_READ)
+    assert disk.execute("9e 12 0000000000000003 00000020 00 00").status == scsi.CHECK_CONDITION
+
+
 def test_read_capacity_16(disk: Bench) -> None:
     """512e: eight logical blocks a physical one, aligned at 0; thin, and unmapped blocks read as zeros."""
     outcome = disk.execute("9e 10 0000000000000000 00000020 00 00")

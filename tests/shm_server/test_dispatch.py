@@ -163,7 +163,7 @@ def test_a_fence_moves_the_epoch(demo: AbiClient) -> None:
 def test_unserved_opcodes_are_enosys(demo: AbiClient) -> None:
     """Reserved ones and unknown ones alike."""
     served = {Opcode.READ, Opcode.WRITE, Opcode.FLUSH, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.FENCE}
-    for opcode in set(range(256)) - served - {Opcode.WRITE_SAME, Opcode.CONTINUATION}:
+    for opcode in set(range(256)) - served - {Opcode.WRITE_SAME, Opcode.EXTENTS, Opcode.CONTINUATION}:
         fails(demo, errno.ENOSYS, opcode, 0, 512, [(0, 0, 512)])
 
 

@@ -81,6 +81,15 @@ def test_zeroed_ranges_read_zeros(store: Store) -> None:
         assert content(store, 0, 20_000) == b"x" * 5 + bytes(10_000) + b"x" * 9_995
 
 
+def test_extents_tell_data_from_holes(store: Store) -> None:
+    """Page by page at least; a hole goes on to the end, and no answer goes beyond what was asked."""
+    fill(store, 8192, b"x" * 4096)
+    assert store.extent(0, 1 << 16) == (False, 8192)
+    assert store.extent(8192, 1 << 16) == (True, 4096)
+    assert store.extent(8192, 512) == (True, 512)
+    assert store.extent(12288, 4096) == (False, 4096)
+
+
 def test_growing_adds_zeros(store: Store) -> None:
     """The new end reads zeros, the old bytes stay."""
     fill(store, SIZE - 4, b"tail")
