@@ -75,7 +75,7 @@ class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     store: Literal["file", "memory", "null"] = "file"
     allowed_uids: list[int] = []
     delay: list[Delay] = []
-    spin_us: int = 0
+    spin_us: int | None = None  # None: the server's own default
 
 
 class VPool(msgspec.Struct, forbid_unknown_fields=True):
@@ -140,7 +140,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
             )
             for rule in own.delay
         ),
-        spin_s=own.spin_us / 1e6,
+        spin_s=Settings.spin_s if own.spin_us is None else own.spin_us / 1e6,
     )
 
 

@@ -51,6 +51,8 @@ def test_every_key_reaches_the_settings() -> None:
     assert settings.region_bytes == 64 << 20
     assert settings.max_volume_size == 1 << 30
     assert settings.allowed_uids == (7,)
+    assert settings.spin_s == config.Settings.spin_s
+    assert parse(shm_server={"spin_us": 20}).spin_s == 20e-6
     assert settings.delays == (DelayRule("a", ("flush",), 0, 0, 0.5, 5, 2),)
 
 
