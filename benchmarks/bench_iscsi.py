@@ -230,6 +230,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write every single measure to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--mark", type=float, default=1.3, help="the ratio that points of depth ≥ 4 should reach")
+    parser.add_argument("--enforce", action="store_true", help="exit code 1 when a point misses the mark")
     options = parser.parse_args()
     options.scale = 0.25 if options.quick else 1.0
     if options.quick:
@@ -271,7 +272,7 @@ def describe(disks: Sequence[Disk], points: Sequence[Point], options: argparse.N
 
 
 def conclude(results: Results, points: Sequence[Point], options: argparse.Namespace) -> int:
-    """The table, and which points miss the mark; 0 when none does."""
+    """The table, and which points miss the mark."""
     labels = ("iscsi-ovs", "tgtd")
     head = ["point", *labels, "ratio", "CPU s/GiB", "tgtd CPU s/GiB"]
     print(report.table(head, rows_of(results, points, labels), markdown=options.markdown))
@@ -293,7 +294,7 @@ def conclude(results: Results, points: Sequence[Point], options: argparse.Namesp
     ]
     if missed:
         print(f"below the mark of {options.mark:g}: {', '.join(missed)}")
-        return 1
+        return int(options.enforce)
     print(f"every point of depth 4 and more reaches the mark of {options.mark:g}")
     return 0
 
