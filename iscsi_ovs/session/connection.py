@@ -37,6 +37,10 @@ OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, e
 UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
 
 
+_SCSI_COMMAND = pdu.ScsiCommand.OPCODE
+_FULL_FEATURE = State.FULL_FEATURE
+
+
 class Surroundings(Protocol):
     """What a connection must know of the target that it belongs to."""
 
@@ -192,8 +196,8 @@ class Connection:
         self._control_data = None
         opcode = header.opcode & pdu.OPCODE_MASK
         try:
-            if opcode == pdu.ScsiCommand.OPCODE and self.state is State.FULL_FEATURE:
-                return self._in_session().begin_command(header, additional)  # type: ignore[arg-type]
+            if opcode == _SCSI_COMMAND and self.state is _FULL_FEATURE:  # what nearly every PDU is
+                return self.session.begin_command(header, additional)  # type: ignore[union-attr,arg-type]
             handler = HANDLERS.get(opcode)
             if handler is None:
                 self._refuse_opcode(opcode)
@@ -225,7 +229,7 @@ class Connection:
             if self._failed is not None:
                 raise self._failed
             opcode = header.opcode & pdu.OPCODE_MASK
-            if opcode == pdu.ScsiCommand.OPCODE:
+            if opcode == _SCSI_COMMAND:
                 self.session.finish_command(header)  # type: ignore[union-attr]
             elif opcode == pdu.DataOut.OPCODE:
                 if self._data_task is not None:

@@ -3,8 +3,9 @@
 The socket is read into ``buffers()``: a small scratch area for headers, or the very memory that payload belongs in
 (slices of the shared segment), with the scratch behind it for the header that follows. How much scratch is offered
 follows the traffic: behind large data segments just one header, so that the next payload can't fall into the scratch;
-else 16 KiB, so that many small PDUs come with one system call. Payload that did fall into the scratch is copied once;
-that is always less than 16 KiB.
+else 16 KiB, so that several small PDUs come with one system call, and 64 KiB once a run of small writes has shown that
+they go on. Payload that did fall into the scratch is copied once: less than 16 KiB of it, but for the first large one
+behind such a run.
 
 The owner is asked where each PDU's payload goes (``begin``) and told when it is whole (``finish``). This module knows
 lengths and padding, and nothing of what a PDU means.
@@ -21,8 +22,10 @@ from iscsi_ovs.wire import Derived
 
 LARGE_SEGMENT_BYTES = 16384  # from here on payload is never offered the scratch
 _EXPOSURE_BYTES = LARGE_SEGMENT_BYTES  # scratch offered while PDUs are small
+_RUN_EXPOSURE_BYTES = 65536  # … and while small data segments come one behind the other
+_RUN = 8  # so many make a run
 _AHS_BYTES_MAX = 255 * 4
-_SCRATCH_BYTES = _EXPOSURE_BYTES + pdu.BHS_BYTES + _AHS_BYTES_MAX + 8
+_SCRATCH_BYTES = _RUN_EXPOSURE_BYTES + pdu.BHS_BYTES + _AHS_BYTES_MAX + 8
 
 # Where payload goes that nobody wants. Shared by all connections: it is never read.
 _SINK = memoryview(bytearray(65536))
@@ -58,6 +61,7 @@ class Framing:
         self._pending_bytes = 0
         self._padding = 0  # bytes to skip before the next header
         self._exposure = _EXPOSURE_BYTES
+        self._run = 0  # small data segments in a row
         self.is_paused = False  # nothing more is parsed or read until the owner says so
 
     def buffers(self) -> list[memoryview]:
@@ -139,13 +143,19 @@ class Framing:
             additional = bytes(scratch[begin : begin + ahs])
             begin += ahs
         views = self._owner.begin(header, additional)
-        self._exposure = pdu.BHS_BYTES if length >= LARGE_SEGMENT_BYTES else _EXPOSURE_BYTES
         if length:
+            if length >= LARGE_SEGMENT_BYTES:
+                self._run = 0
+                self._exposure = pdu.BHS_BYTES
+            else:
+                self._run += 1
+                self._exposure = _EXPOSURE_BYTES if self._run < _RUN else _RUN_EXPOSURE_BYTES
             self._padding = -length & 3
             self._start = self._place(views, begin, length)
             if self._pending:
                 return False
         else:
+            self._exposure = _EXPOSURE_BYTES
             self._start = begin
         self._owner.finish()
         return True

@@ -78,7 +78,11 @@ class Session:
         """A SCSI Command header: make its task, say where its immediate data goes."""
         self._opening = None
         length: int = header.data_segment_length
-        if not header.opcode & pdu.IMMEDIATE and not self.accepts(header):
+        opcode: int = header.opcode
+        cmd_sn: int = header.cmd_sn
+        window = self.window
+        is_next = cmd_sn == window.exp_cmd_sn and not window.is_used_up
+        if not is_next and not opcode & pdu.IMMEDIATE and not self.accepts(header):
             # Section 4.2.2.1: "The target MUST silently ignore any non-immediate command outside of this range".
             return sink(length)
         flags: int = header.flags
@@ -87,30 +91,36 @@ class Session:
             raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "SCSI Command with the reserved Initiator Task Tag")
         if self.tasks.find(tag) is not None:
             raise PduError(pdu.REJECT_TASK_IN_PROGRESS, f"Initiator Task Tag {tag:#x} is in use")
-        is_read = bool(flags & pdu.READ)
-        is_write = bool(flags & pdu.WRITE)
+        is_read = flags & pdu.READ
+        is_write = flags & pdu.WRITE
         if is_read and is_write:
             raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "bidirectional SCSI commands are not supported")
         if not is_read and not is_write and header.expected_data_transfer_length:
             raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "Expected Data Transfer Length without R or W")
         task = Task(tag, header.lun, header.expected_data_transfer_length)
-        task.is_immediate = bool(header.opcode & pdu.IMMEDIATE)
-        if task.is_immediate and self.tasks.immediate >= IMMEDIATE_LIMIT:
-            raise PduError(pdu.REJECT_IMMEDIATE_COMMAND, f"more than {IMMEDIATE_LIMIT} immediate commands")
+        if opcode & pdu.IMMEDIATE:
+            if self.tasks.immediate >= IMMEDIATE_LIMIT:
+                raise PduError(pdu.REJECT_IMMEDIATE_COMMAND, f"more than {IMMEDIATE_LIMIT} immediate commands")
+            task.is_immediate = True
         task.session = self
-        task.is_read = is_read
-        task.is_write = is_write
+        if is_read:
+            task.is_read = True
+        elif is_write:
+            task.is_write = True
         cdb: bytes = header.cdb
         if additional:
             cdb = extended_cdb(cdb, additional)
-        command = scsi.Command(self.nexus, task.lun, cdb)
-        command.attribute = flags & pdu.ATTRIBUTE_MASK
-        command.context = task
-        if is_read:
-            command.data_in_bytes = task.expected_bytes
-        elif is_write:
-            command.data_out_bytes = task.expected_bytes
-        task.command = command
+        expected = task.expected_bytes
+        task.command = scsi.Command(
+            self.nexus,
+            task.lun,
+            cdb,
+            expected if is_read else 0,
+            expected if is_write else 0,
+            None,
+            flags & pdu.ATTRIBUTE_MASK,
+            task,
+        )
         self._opening = task
         self.tasks.add(task)
         if is_write:

@@ -35,6 +35,11 @@ class CommandWindow:
     def open_places(self) -> int:
         return self._places - self._taken
 
+    @property
+    def is_used_up(self) -> bool:
+        """No place is open: not even ExpCmdSN is inside the window."""
+        return self._taken >= self._places
+
     def accepts(self, cmd_sn: int) -> bool:
         """True inside [ExpCmdSN, MaxCmdSN]; anything else is silently ignored (section 4.2.2.1)."""
         return ((cmd_sn - self.exp_cmd_sn) & serial.MASK) < ((self.max_cmd_sn - self.exp_cmd_sn + 1) & serial.MASK)
