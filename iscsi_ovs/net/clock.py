@@ -15,10 +15,12 @@ class Clock:
         self.now = now
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self.next_due = float("inf")  # on the same clock as now()
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call back once, ``delay_s`` seconds from now, in the loop."""
         heapq.heappush(self._due, (self.now() + delay_s, next(self._order), callback))
+        self.next_due = self._due[0][0]
 
     def until_next(self, limit_s: float) -> float:
         """Seconds until something is due, at most ``limit_s``."""
@@ -29,4 +31,6 @@ class Clock:
     def run_due(self) -> None:
         """Call what is due."""
         while self._due and self._due[0][0] <= self.now():
-            heapq.heappop(self._due)[2]()
+            callback = heapq.heappop(self._due)[2]
+            self.next_due = self._due[0][0] if self._due else float("inf")
+            callback()

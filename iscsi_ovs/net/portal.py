@@ -40,9 +40,14 @@ def parse(text: str) -> Address:
         raise ConfigurationError(f"portal {text!r} has no host")
     if not port_text:
         return Address(host, ISCSI_PORT)
-    if not port_text.isascii() or not port_text.isdigit() or int(port_text) > 65535:
+    if not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5 or int(port_text) > 65535:
         raise ConfigurationError(f"portal {text!r}: {port_text!r} is not a TCP port")
     return Address(host, int(port_text))
+
+
+def reached_at(host: str, port: int) -> Address:
+    """An end of a connection. A socket on [::] shows IPv4 as ::ffff:192.0.2.1, which is no address to be advertised."""
+    return Address(host.removeprefix("::ffff:") if "." in host else host, port)
 
 
 def listen(address: Address) -> socket.socket:
@@ -51,6 +56,8 @@ def listen(address: Address) -> socket.socket:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise ConfigurationError(f"portal {address}: {error.strerror}") from None
+    except UnicodeError:  # the IDNA codec: a label is empty or longer than 63
+        raise ConfigurationError(f"portal {address}: that is no host name") from None
     family, kind, protocol, _, where = found[0]
     listener = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
