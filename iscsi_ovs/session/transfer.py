@@ -222,6 +222,9 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
     connection = session.connection
     window = session.window
     flags = residual_count = data_sn = 0
+    if outcome.buffer is None and task.is_read and task.expected_bytes and outcome.transfer_bytes > len(outcome.data):
+        # A WRITE sent with R, or a read that ends BUSY: nothing moves in, and no header may say that something does.
+        outcome.transfer_bytes = len(outcome.data)
     if outcome.transfer_bytes != task.expected_bytes:
         flags, residual_count = residual(task.expected_bytes, outcome.transfer_bytes)
     if task.is_read and outcome.transfer_bytes and task.expected_bytes:
