@@ -26,6 +26,7 @@ from iscsi_ovs.session.outbox import Outbox
 from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.states import HANDLERS, State
+from iscsi_ovs.session.tasks import Task
 from iscsi_ovs.wire import Derived
 
 LOGIN_TIMEOUT_S = 15.0
@@ -83,7 +84,7 @@ class Connection:
         self._text: TextExchange | None = None
         self._header: Any = None
         self._control_data: bytearray | None = None
-        self._data_task: Any = None
+        self._data_task: Task | None = None  # of the Data-Out that is being received, if it is still wanted
         self._failed: PduError | None = None
         self._watched: dict[int, float] = {}  # task management requests under way: ITT → deadline
         self._now = now
@@ -232,13 +233,18 @@ class Connection:
             if opcode == _SCSI_COMMAND:
                 self.session.finish_command(header)  # type: ignore[union-attr]
             elif opcode == pdu.DataOut.OPCODE:
-                if self._data_task is not None:
-                    transfer.data_out_arrived(self._in_session(), self._data_task, header)
+                task, self._data_task = self._data_task, None
+                if task is not None:
+                    transfer.data_out_arrived(self._in_session(), task, header)
             else:
                 handler = HANDLERS[opcode]
                 getattr(self, handler.method)(header, bytes(self._control_data or b""))
         except PduError as error:
             self._reject(header, error)
+
+    def is_filling(self, task: Task) -> bool:
+        """True while a Data-Out is being received into the task's buffer: the socket may write there."""
+        return self._data_task is task
 
     def _reject(self, header: pdu.Pdu, error: PduError) -> None:
         """Section 11.17: a Reject carries the header of what it rejects; the CmdSN counts as received."""

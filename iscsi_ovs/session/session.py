@@ -238,15 +238,23 @@ class Session:
 
     def abort(self, task: Task, done: Callable[[], None]) -> None:
         """End a task without an answer; ``done`` when nothing of it can happen any more (CONTRACTS 2)."""
-        if task.on_dead is None:
-            task.on_dead = []
-        task.on_dead.append(done)
-        if task.is_aborted:
-            return
         task.is_aborted = True
-        if (task.state is State.RECEIVING and task.is_admitted) or task.waiter is not None:
+        if task.state is State.EXECUTING and task.waiter is None:
+            # The volume server has it: a zombie.
+            if task.on_dead is None:
+                task.on_dead = []
+            task.on_dead.append(done)
+            return
+        # It will never be executed. But its buffer is not free while the socket may still write there, and its place
+        # not before its CmdSN has had its turn: such a task is buried by drained() or _admit().
+        if task.is_admitted and task.state is not State.ENDED and not self.connection.is_filling(task):
             self._bury(task)
-        # else: the volume server has it (a zombie), or it is held for its CmdSN and is buried when that comes.
+        done()
+
+    def drained(self, task: Task) -> None:
+        """The data segment that an aborted task was receiving is whole."""
+        if task.is_admitted:
+            self._bury(task)
 
     def _bury(self, task: Task) -> None:
         self._let_go(task)
@@ -315,11 +323,9 @@ class Session:
         self._held.clear()
         self._opening = None
         for task in self.tasks:
-            if task.is_aborted:
-                continue
             task.is_aborted = True
             if task.state is State.RECEIVING or task.waiter is not None:
-                self._bury(task)
+                self._bury(task)  # nothing is received any more that could be written into its buffer
 
     def when_idle(self, callback: Callable[[], None]) -> None:
         """Call when no task is left (now, if there is none)."""

@@ -134,6 +134,9 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
     """The data segment of a Data-Out is whole."""
     if task.state is not State.RECEIVING:
         return
+    if task.is_aborted:
+        session.drained(task)
+        return
     length: int = header.data_segment_length
     is_final = bool(header.flags & pdu.FINAL)
     task.received_bytes += length

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from iscsi_ovs import pdu, scsi
+from iscsi_ovs import scsi
 from tests.session.conversation import BLOCK, Conversation, read_cdb, write_cdb
 
 

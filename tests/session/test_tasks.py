@@ -1,0 +1,185 @@
+"""Ends of tasks: aborted in every state they can be in, closed with their session, never twice, never forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from iscsi_ovs import pdu, scsi
+from iscsi_ovs.session.session import Session
+from iscsi_ovs.testing.initiator import Initiator, encode
+from tests.session.conversation import BLOCK, Conversation, write_cdb
+
+
+def write_header(initiator: Initiator, tag: int, length: int, **fields: int) -> pdu.ScsiCommand:
+    """A WRITE whose CmdSN, flags and the like are the test's business."""
+    header = pdu.ScsiCommand(
+        flags=pdu.FINAL | pdu.WRITE,
+        initiator_task_tag=tag,
+        cmd_sn=initiator.cmd_sn,
+        expected_data_transfer_length=length,
+        cdb=write_cdb(0, length // BLOCK).ljust(16, b"\0"),
+    )
+    for name, value in fields.items():
+        setattr(header, name, value)
+    return header
+
+
+def session_of(talk: Conversation) -> Session:
+    assert talk.session is not None
+    return talk.session
+
+
+def check_all_is_free(talk: Conversation) -> None:
+    """The session is gone and so is everything that it held."""
+    session = session_of(talk)
+    idle: list[bool] = []
+    session.when_idle(lambda: idle.append(True))
+    assert idle == [True]
+    session.window.close()
+    pool = talk.space.pool
+    assert pool is not None
+    assert (pool.free_slots, pool.reserved_slots) == (pool.capacity_slots, 0)
+
+
+def half_a_data_out(talk: Conversation) -> int:
+    """A write whose first Data-Out is half received; returns its tag."""
+    initiator = talk.login(InitialR2T="Yes", ImmediateData="No")
+    initiator.answer_r2t = False
+    tag = initiator.command(write_cdb(0, 256), write=b"v" * 131072)
+    talk.run()
+    r2t = next(seen.header for seen in initiator.received if isinstance(seen.header, pdu.ReadyToTransfer))
+    initiator.answer(r2t)
+    data = initiator.to_send()
+    talk.to_target(data[:60000])
+    talk.rest = data[60000:]  # type: ignore[attr-defined]
+    return tag
+
+
+def test_a_buffer_that_is_being_received_into_has_no_other_owner() -> None:
+    """A reset by another session comes in the middle of a data segment: its slots are not free before its last byte."""
+    talk = Conversation(slots=64)
+    tag = half_a_data_out(talk)
+    session = session_of(talk)
+    pool = talk.space.pool
+    assert pool is not None
+    task = session.tasks.find(tag)
+    assert task is not None
+    dead: list[bool] = []
+    session.abort(task, lambda: dead.append(True))
+    assert dead == [True], "it will never be executed"
+    others = []
+    while (other := pool.allocate(65536)) is not None:
+        other.views(0, 65536)[0][:] = b"o" * 65536
+        others.append(other)
+    talk.to_target(talk.rest)  # type: ignore[attr-defined]
+    for other in others:
+        assert bytes(other.views(0, 65536)[0]) == b"o" * 65536
+        other.release()
+    assert session.tasks.find(tag) is None, "now it is gone"
+    talk.run()
+    ping = talk.initiator.nop_out(b"in step")
+    talk.run()
+    assert bytes(talk.initiator.results[ping].data) == b"in step"
+    talk.happened(talk.connection.lost("cable"))
+    check_all_is_free(talk)
+
+
+def test_a_connection_lost_behind_such_a_reset_frees_the_buffer() -> None:
+    """The last byte never comes: the slots are free with the connection."""
+    talk = Conversation(slots=64)
+    tag = half_a_data_out(talk)
+    task = session_of(talk).tasks.find(tag)
+    assert task is not None
+    session_of(talk).abort(task, lambda: None)
+    talk.happened(talk.connection.lost("cable"))
+    check_all_is_free(talk)
+
+
+def test_an_abort_in_the_middle_of_immediate_data() -> None:
+    """The command is not whole yet: it is dead at once, and its buffer free when its data is in."""
+    talk = Conversation()
+    initiator = talk.login()
+    data = encode(write_header(initiator, 0x700, 65536), b"i" * 65536)
+    talk.to_target(data[:30000])
+    session = session_of(talk)
+    task = session.tasks.find(0x700)
+    assert task is not None
+    dead: list[bool] = []
+    session.abort(task, lambda: dead.append(True))
+    assert dead == [True]
+    talk.to_target(data[30000:])
+    initiator.cmd_sn += 1
+    assert not talk.commands
+    assert session.tasks.find(0x700) is None
+    tag = initiator.command(write_cdb(0, 8), write=b"n" * 4096)
+    talk.run()
+    assert initiator.results[tag].status == scsi.GOOD
+    talk.happened(talk.connection.lost("cable"))
+    check_all_is_free(talk)
+
+
+def abort_it(talk: Conversation, tag: int) -> list[bool]:
+    session = session_of(talk)
+    task = session.tasks.find(tag)
+    assert task is not None
+    dead: list[bool] = []
+    session.abort(task, lambda: dead.append(True))
+    return dead
+
+
+@pytest.mark.parametrize("ends_by", ["its turn", "the end of the connection"])
+@pytest.mark.parametrize("immediate_data", [True, False])
+def test_a_task_aborted_while_it_waits_for_its_cmd_sn(ends_by: str, immediate_data: bool) -> None:
+    """Held for a gap in front of it, it can't happen any more: dead at once, its place stays taken until its turn."""
+    talk = Conversation()
+    initiator = talk.login()
+    ahead = (initiator.cmd_sn + 1) & 0xFFFFFFFF
+    data = b"h" * 4096 if immediate_data else b""
+    initiator.raw(encode(write_header(initiator, 0x700, 4096, cmd_sn=ahead), data))
+    talk.run()
+    assert not talk.commands
+    dead = abort_it(talk, 0x700)
+    assert dead == [True], "another session's reset does not wait for a gap that we can't fill"
+    if ends_by == "its turn":
+        first = initiator.command(write_cdb(0, 1), write=b"a" * BLOCK)
+        initiator.cmd_sn += 1  # the aborted one's
+        talk.run()
+        assert initiator.results[first].status == scsi.GOOD
+        assert session_of(talk).tasks.find(0x700) is None
+        last = initiator.command(write_cdb(0, 1), write=b"b" * BLOCK)
+        talk.run()
+        assert initiator.results[last].status == scsi.GOOD
+    talk.happened(talk.connection.lost("cable"))
+    check_all_is_free(talk)
+
+
+def in_server(talk: Conversation) -> None:
+    """A write that the volume server has."""
+    talk.executes_at_once = False
+    talk.initiator.command(write_cdb(0, 1), write=b"b" * BLOCK)
+    talk.run()
+
+
+def receiving(talk: Conversation) -> None:
+    talk.initiator.answer_r2t = False
+    talk.initiator.command(write_cdb(0, 2048), write=b"b" * (1 << 20))
+    talk.run()
+
+
+@pytest.mark.parametrize("prepare", [in_server, receiving])
+def test_whoever_aborts_a_task_twice_hears_twice(prepare: Callable[[Conversation], None]) -> None:
+    """Every abort has its own ``done``, at once where there is nothing to wait for."""
+    talk = Conversation()
+    talk.login()
+    prepare(talk)
+    session = session_of(talk)
+    (task,) = session.tasks
+    dead: list[int] = []
+    session.abort(task, lambda: dead.append(1))
+    session.abort(task, lambda: dead.append(2))
+    if talk.commands:
+        assert dead == []
+        talk.execute()
+    assert dead == [1, 2]
