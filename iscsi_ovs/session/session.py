@@ -156,10 +156,10 @@ class Session:
     def _admit(self, task: Task) -> None:
         """The task's CmdSN has its turn: it enters the task set."""
         task.is_admitted = True
-        if task.early_outcome is not None:
-            self._end(task, task.early_outcome)
-        elif task.is_aborted:
+        if task.is_aborted:
             self._bury(task)
+        elif task.early_outcome is not None:
+            self._end(task, task.early_outcome)
         elif task.is_write and task.data_out_bytes:
             transfer.proceed(self, task)
         else:
@@ -167,8 +167,6 @@ class Session:
 
     def ready(self, task: Task) -> None:
         """Everything that a command needs is here: tell the owner."""
-        if not task.is_admitted:
-            return
         task.state = State.EXECUTING
         command = task.command
         assert command is not None
@@ -232,7 +230,10 @@ class Session:
         for task in self.tasks:
             if task.waiter is not None:
                 task.waiter = None
-                self.fail(task, scsi.Outcome(status=scsi.BUSY))
+                if task.is_aborted:
+                    self._bury(task)
+                else:
+                    self.fail(task, scsi.Outcome(status=scsi.BUSY))
 
     # Aborting --------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,13 @@ def data_out(session: Session, header: pdu.DataOut) -> tuple[Task | None, Sequen
     """A Data-Out header: where its data goes. No task: it is drained (the task it belongs to has ended)."""
     length: int = header.data_segment_length
     task = session.tasks.find(header.initiator_task_tag)
-    if task is None or task.state is not State.RECEIVING or not task.is_write or task.is_aborted:
+    if (
+        task is None
+        or task.state is not State.RECEIVING
+        or not task.is_write
+        or task.is_aborted
+        or task.early_outcome is not None
+    ):
         return None, sink(length)
     end = header.buffer_offset + length
     if header.target_transfer_tag == pdu.RESERVED_TAG:
@@ -155,6 +161,8 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
 
 def proceed(session: Session, task: Task) -> None:
     """A data sequence has ended (or the command has come): execute it, or ask for more."""
+    if not task.is_admitted:
+        return  # its CmdSN has not had its turn: no R2T and no slots before that
     if task.is_data_complete:
         session.ready(task)
     elif not task.unsolicited_end and task.waiter is None:

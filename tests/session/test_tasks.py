@@ -8,6 +8,7 @@ import pytest
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session.session import Session
+from iscsi_ovs.session.states import State
 from iscsi_ovs.testing.initiator import Initiator, encode
 from tests.session.conversation import BLOCK, Conversation, write_cdb
 
@@ -155,6 +156,57 @@ def test_a_task_aborted_while_it_waits_for_its_cmd_sn(ends_by: str, immediate_da
     check_all_is_free(talk)
 
 
+def test_a_held_write_that_already_failed_takes_its_data_and_answers_in_its_turn() -> None:
+    """TASK SET FULL is decided when the header comes; what is sent for it is drained; the status waits for the turn."""
+    talk = Conversation()
+    initiator = talk.login()
+    pool, talk.space.pool = talk.space.pool, None  # the volume server is away: BUSY
+    ahead = initiator.cmd_sn + 1
+    initiator.raw(encode(write_header(initiator, 0x700, 8192, cmd_sn=ahead, flags=pdu.WRITE), b"h" * 4096))
+    initiator.data_out(0x700, b"h" * 4096, offset=4096)
+    talk.run()
+    talk.space.pool = pool
+    assert talk.connection.state is State.FULL_FEATURE
+    nop = initiator.nop_out(b"", immediate=False)
+    initiator.results[0x700] = initiator.results[nop].__class__(0x700)
+    initiator.cmd_sn += 1
+    talk.run()
+    assert initiator.results[0x700].status == scsi.BUSY
+
+
+def test_a_held_task_that_failed_and_was_aborted_is_not_answered() -> None:
+    """One of both: the abort has said that it is dead."""
+    talk = Conversation()
+    initiator = talk.login()
+    header = write_header(initiator, 0x700, 4096, cmd_sn=initiator.cmd_sn + 1, flags=pdu.READ | pdu.FINAL)
+    initiator.raw(encode(header, b"not asked for"))
+    talk.run()
+    assert abort_it(talk, 0x700) == [True]
+    initiator.nop_out(b"", immediate=False)
+    initiator.cmd_sn += 1
+    talk.run()  # the initiator would not know the tag
+    assert session_of(talk).tasks.find(0x700) is None
+
+
+def test_a_held_write_asks_for_nothing_before_its_turn() -> None:
+    """R2Ts and the queue for slots are for tasks of the task set; an abort before that leaves the window in order."""
+    talk = Conversation(slots=64)
+    initiator = talk.login(FirstBurstLength="65536")
+    ahead = initiator.cmd_sn + 1
+    initiator.raw(encode(write_header(initiator, 0x700, 1 << 20, cmd_sn=ahead, flags=pdu.WRITE), b"h" * 4096))
+    initiator.data_out(0x700, b"h" * 4096, offset=4096)
+    talk.run()
+    assert not any(isinstance(seen.header, pdu.ReadyToTransfer) for seen in initiator.received)
+    assert abort_it(talk, 0x700) == [True]
+    initiator.nop_out(b"", immediate=False)
+    initiator.cmd_sn += 1
+    tag = initiator.command(write_cdb(0, 8), write=b"n" * 4096)
+    talk.run()
+    assert initiator.results[tag].status == scsi.GOOD
+    talk.happened(talk.connection.lost("cable"))
+    check_all_is_free(talk)
+
+
 def in_server(talk: Conversation) -> None:
     """A write that the volume server has."""
     talk.executes_at_once = False
@@ -183,3 +235,23 @@ def test_whoever_aborts_a_task_twice_hears_twice(prepare: Callable[[Conversation
         assert dead == []
         talk.execute()
     assert dead == [1, 2]
+
+
+def test_a_read_that_is_aborted_before_it_was_executed_and_waits_for_slots_when_the_server_goes() -> None:
+    """READ and ABORT TASK in one batch, then no slots, then no server: no answer for it, but one for the abort."""
+    talk = Conversation()
+    talk.executes_at_once = False
+    initiator = talk.login()
+    tag = initiator.command(b"\x28" + bytes(9), read=BLOCK)
+    abort = initiator.tmf(pdu.ABORT_TASK, referenced_task_tag=tag)
+    talk.run()
+    session = session_of(talk)
+    task = session.tasks.find(tag)
+    assert task is not None
+    assert not initiator.results[abort].is_complete
+    task.waiter = talk.space.wait(lambda: False)
+    talk.space.detach()
+    session.space_lost()
+    talk.run()
+    assert initiator.results[abort].response == pdu.FUNCTION_COMPLETE
+    assert not initiator.results[tag].is_complete

@@ -29,7 +29,7 @@ def test_a_read_that_waits_for_slots_when_the_server_goes_is_busy_without_data()
     assert bytes(initiator.results[ping].data) == b"still in step"
 
 
-def test_a_command_with_R_that_moves_nothing_in_sends_no_data_in() -> None:
+def test_a_read_command_that_moves_nothing_in_sends_no_data_in() -> None:
     """A WRITE that was sent with R instead of W: SCSI says what it wanted to move, but there is nothing to send."""
     talk = Conversation()
     initiator = talk.login()
