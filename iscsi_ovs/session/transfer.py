@@ -172,6 +172,10 @@ def proceed(session: Session, task: Task) -> None:
 def _solicit(session: Session, task: Task) -> None:
     """Take all the space that the rest needs, in order of arrival, then send R2Ts."""
     buffer = task.buffer
+    if session.space.pool is None or (buffer is not None and task.generation != session.space.generation):
+        # What came so far lies in a segment that is gone: the volume server could not take it.
+        session.fail(task, scsi.Outcome(status=scsi.BUSY))
+        return
     if buffer is not None and buffer.length_bytes >= task.data_out_bytes:
         _send_r2ts(session, task)
         return
