@@ -248,13 +248,17 @@ class Connection:
 
     def _reject(self, header: pdu.Pdu, error: PduError) -> None:
         """Section 11.17: a Reject carries the header of what it rejects; the CmdSN counts as received."""
-        self.log(f"rejected: {error}")
         session = self.session
         if session is None:
             raise ConnectionAbortError(str(error))
         is_numbered = header.opcode & pdu.OPCODE_MASK in _NUMBERED and not header.opcode & pdu.IMMEDIATE
         if is_numbered and session.accepts(header):
             session.in_order(header, session.window.reopen)
+        self.reject(header, error)
+
+    def reject(self, header: pdu.Pdu, error: PduError) -> None:
+        """Refuse a request whose CmdSN, if it has one, has had its turn."""
+        self.log(f"rejected: {error}")
         self.send(pdu.Reject(reason=error.reason, **self.numbers()), header.pack())
 
     # Login phase -----------------------------------------------------------------------------------------------

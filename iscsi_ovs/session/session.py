@@ -45,7 +45,7 @@ class Session:
         self.window = CommandWindow(space, cmd_sn, -(-unsolicited // slot_bytes))
         self.is_closed = False
         self.moved_in_bytes = 0
-        self._held: dict[int, Callable[[], None]] = {}  # commands ahead of ExpCmdSN
+        self._held: dict[int, tuple[pdu.Pdu, Callable[[], None]]] = {}  # commands ahead of ExpCmdSN
         self._idle_callbacks: list[Callable[[], None]] = []
         self._transfer_tag = 0
         self._opening: Task | None = None  # between begin and finish of its PDU
@@ -65,14 +65,17 @@ class Session:
             return
         window = self.window
         if header.cmd_sn != window.exp_cmd_sn:
-            self._held[header.cmd_sn] = action
+            self._held[header.cmd_sn] = header, action
             return
-        window.take()
-        action()
         held = self._held
-        while held and (action_held := held.pop(window.exp_cmd_sn, None)) is not None:
+        due: tuple[pdu.Pdu, Callable[[], None]] | None = (header, action)
+        while due is not None:
             window.take()
-            action_held()
+            try:
+                due[1]()
+            except PduError as error:  # this one, not the one that brought its turn
+                self.connection.reject(due[0], error)
+            due = held.pop(window.exp_cmd_sn, None) if held else None
 
     def begin_command(self, header: pdu.ScsiCommand, additional: bytes) -> Sequence[memoryview]:
         """A SCSI Command header: make its task, say where its immediate data goes."""
