@@ -9,6 +9,7 @@ socket: net.driver and storage.service are handed in.
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import secrets
@@ -34,6 +35,8 @@ logger = logging.getLogger("iscsi_ovs.target")
 
 DEFAULT_IQN_PREFIX = "iqn.2016-01.com.openvstorage"
 PORTAL_GROUP_TAG = 1
+# What the volume server says to who may never attach: trying again would only hide its words.
+REFUSALS = frozenset((errno.EPERM, errno.EACCES, errno.EPROTO, errno.ENAMETOOLONG))
 RECONNECT_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # after the volume server went away; the last one repeats
 ADMISSION_LIMIT_S = 12.0  # Linux gives a login 15 s
 RESET_DEADLINE_S = 9.0  # before the connection's own deadline answers
@@ -103,6 +106,9 @@ class TargetServer:
         self._members: dict[Session, Member] = {}
         self._pending: dict[Connection, Member] = {}  # admissions under way
         self._failures = 0
+        self._on_completed = self._completed  # bound once
+        self._is_known = False  # what there is to serve: attached once
+        self.refusal: OSError | None = None  # run() ended because the volume server will never have us
         self._watched: tuple[int, int] = (-1, -1)
         service.on_attached = self._attached
         service.on_lost = self._lost
@@ -115,7 +121,7 @@ class TargetServer:
         self.portals.append(self.driver.listen(address, inherited_fd))
 
     def run(self) -> None:
-        """Serve until stop()."""
+        """Serve until stop(), or until the volume server refuses us for good before we ever served (``refusal``)."""
         # Nothing on the path of a command makes cycles: the collector may look seldom, and not at what stays anyway.
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
@@ -136,14 +142,19 @@ class TargetServer:
         try:
             self.service.connect()
         except OSError as error:
-            self._connect_later(str(error.strerror or error))
+            self._try_again(error)
             return
         control_fd = self.service.control_fileno()
         self._watched = (control_fd, -1)
         self.driver.watch(control_fd, self._control_ready)
         self._control_ready(0)
 
-    def _connect_later(self, reason: str) -> None:
+    def _try_again(self, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if error.errno in REFUSALS and not self._is_known:
+            self.refusal = error
+            self.stop()
+            return
         delay = RECONNECT_DELAYS_S[min(self._failures, len(RECONNECT_DELAYS_S) - 1)]
         if self._failures in (0, 10):
             logger.warning("no volume server: %s; trying again", reason)
@@ -162,6 +173,7 @@ class TargetServer:
 
     def _attached(self, infos: list[control.VolumeInfo]) -> None:
         self._failures = 0
+        self._is_known = True
         doorbell = self.service.doorbell_fileno()
         self._watched = (self._watched[0], doorbell)
         self.driver.watch(doorbell, lambda mask: None, EDGE)  # collect() follows in the same turn
@@ -224,7 +236,7 @@ class TargetServer:
             self._refuse(connection, "the volume server went away")
         if was_attached:
             self._failures = 0
-        self._connect_later(error.strerror or str(error))
+        self._try_again(error)
 
     def _storage_event(self, event: control.Event) -> None:
         if isinstance(event, control.VolumeCreated):
@@ -318,6 +330,9 @@ class TargetServer:
         return [(iqn, [f"{address},{PORTAL_GROUP_TAG}"]) for iqn in sorted(self.disks)]
 
     def check_target(self, name: str) -> None:
+        if not self._is_known:
+            # Not "not found": Linux gives a session up for that, and this one may have outlived our predecessor.
+            raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")
         if name not in self.disks:
             raise LoginError(*NOT_FOUND, f"no target {name!r}")
 
@@ -363,7 +378,7 @@ class TargetServer:
     def _issue(self, command: scsi.Command, request: Any) -> None:
         """Send a request on its way; a read gets its buffer here, or waits for it."""
         request.context = command
-        request.done = self._completed
+        request.done = self._on_completed
         if request.operation is _READ and request.buffer is None:
             pool = self.space.pool
             if pool is None:
@@ -373,7 +388,11 @@ class TargetServer:
                 self._wait_for_buffer(command, request)
                 return
             request.buffer = buffer
-        self._submit(command, request)
+        device = command.nexus.devices.get(0)
+        if device is not None:
+            device.submit(request)
+        else:
+            self._submit(command, request)
 
     def _wait_for_buffer(self, command: scsi.Command, request: block.Request) -> None:
         if request.length_bytes > self.space.largest_bytes:
@@ -409,7 +428,7 @@ class TargetServer:
         if type(result) is scsi.Outcome:
             if request.operation is _READ and result.buffer is None and request.buffer is not None:
                 request.buffer.release()
-            self._finish(command, result)
+            command.context.session.complete(command, result)
         elif command.context.is_aborted:
             self._finish(command, scsi.Outcome())
         else:
@@ -463,6 +482,9 @@ class TargetServer:
         nexus = scsi.Nexus(
             parameters.initiator_name, parameters.isid, parameters.target_name or "", PORTAL_GROUP_TAG
         )
+        if parameters.is_discovery and not self._is_known:
+            self._refuse(connection, "the volume server was not reached yet")  # it would find nothing
+            return
         if parameters.is_discovery:
             session, told = connection.admit(nexus, self._next_tsih(), self.clock.now())
             self._discovery.add(session)

@@ -97,10 +97,10 @@ class Connection:
     @property
     def wants_read(self) -> bool:
         """False while nothing more is to be read: an admission is pending, or the peer does not read its answers."""
+        state = self.state
         return (
-            self.state in (State.LOGIN, State.FULL_FEATURE, State.LOGGING_OUT)
-            and self.outbox.pending_bytes < OUTPUT_LIMIT_BYTES
-        )
+            state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT
+        ) and self.outbox.pending_bytes < OUTPUT_LIMIT_BYTES
 
     def receive_buffers(self) -> list[memoryview]:
         """Where the next bytes go, in order."""

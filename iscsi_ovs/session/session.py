@@ -146,15 +146,17 @@ class Session:
         window = self.window
         if header.opcode & pdu.IMMEDIATE or header.cmd_sn != window.exp_cmd_sn or self._held:
             self.in_order(header, lambda: self._admit(task))
-        elif task.is_write or task.early_outcome is not None:
+        elif task.early_outcome is not None or task.received_bytes < task.data_out_bytes or task.unsolicited_end:
             window.take()
             self._admit(task)
         else:  # what nearly every command is: in its turn, and nothing more to come for it
             window.take()
             task.is_admitted = True
             task.state = State.EXECUTING
-            assert task.command is not None
-            self.connection.tell(task.command)
+            command = task.command
+            assert command is not None
+            command.data_out = task.buffer
+            self.connection.tell(command)
 
     def _admit(self, task: Task) -> None:
         """The task's CmdSN has its turn: it enters the task set."""
@@ -192,7 +194,10 @@ class Session:
                 outcome.buffer.release()
             self._bury(task)
             return
-        self._end(task, outcome)
+        self._let_go(task)
+        transfer.respond(self, task, outcome)
+        if self._idle_callbacks:
+            self._check_idle()
 
     def _end(self, task: Task, outcome: scsi.Outcome) -> None:
         self._let_go(task)

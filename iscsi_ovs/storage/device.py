@@ -34,6 +34,7 @@ class DeviceHandle:
         self._pool: Any = attachment.pool
         self._queue = attachment.queue
         self._submit = attachment.queue.submit
+        self._submit_run = attachment.queue.submit_run
         self._close = close
         self.handle = opened.handle
         self.epoch = opened.epoch
@@ -59,6 +60,9 @@ class DeviceHandle:
         if buffer is None:
             self._submit(self.handle, self.epoch, request, ())
         elif buffer.pool is self._pool:
+            if buffer.first_slot >= 0 and request.operation is not _WRITE_SAME:
+                self._submit_run(self.handle, self.epoch, request, buffer.first_slot)
+                return
             length = request.length_bytes if request.operation is not _WRITE_SAME else request.pattern_bytes
             self._submit(self.handle, self.epoch, request, buffer.parts(length))
         else:

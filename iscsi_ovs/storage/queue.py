@@ -82,6 +82,19 @@ class RingQueue:
         if self._backlog or not self._tags or not self._push(handle, epoch, request, parts):
             self._wait(handle, epoch, request, parts)
 
+    def submit_run(self, handle: int, epoch: int, request: block.Request, slot: int) -> None:
+        """The same for a request whose whole payload lies in one run of slots, from ``slot`` on: nearly all of them."""
+        tags = self._tags
+        submissions = self._submissions
+        if self._backlog or not tags or request.no_unmap or not submissions.has_entry:
+            self.submit(handle, epoch, request, [(slot, 0, request.length_bytes)])
+            return
+        tag = tags.pop()
+        self._table[tag] = request
+        flags = layout.FLAG_FUA if request.fua else 0
+        length = request.length_bytes
+        submissions.push_run(request.operation, flags, handle, epoch, request.offset_bytes, length, tag, slot)
+
     def _push(self, handle: int, epoch: int, request: block.Request, parts: Sequence[ring.Part]) -> bool:
         """Write the ring entry; there is a tag. False: the ring is full, or broken."""
         submissions = self._submissions

@@ -119,12 +119,13 @@ class SlotPool:
 class SlotBuffer:
     """A buffer of whole slots (block.Buffer)."""
 
-    __slots__ = ("_count", "_runs", "length_bytes", "pool")
+    __slots__ = ("_count", "_runs", "first_slot", "length_bytes", "pool")
 
     def __init__(self, pool: SlotPool, runs: list[tuple[int, int]], length_bytes: int, count: int) -> None:
         self.pool = pool
         self._runs = runs
         self._count = count
+        self.first_slot = runs[0][0] if len(runs) == 1 else -1  # -1: several runs
         self.length_bytes = length_bytes
 
     @property
@@ -134,9 +135,13 @@ class SlotBuffer:
 
     def views(self, start: int, stop: int) -> list[memoryview]:
         pool = self.pool
+        first_slot = self.first_slot
+        if first_slot >= 0:
+            if stop <= start:
+                return []
+            base = first_slot * pool.slot_bytes
+            return [pool.memory[base + start : base + stop]]
         runs = self._runs
-        if len(runs) == 1:
-            return [pool.view(runs[0][0], start, stop)] if stop > start else []
         found: list[memoryview] = []
         if stop <= start:
             return found
@@ -170,6 +175,7 @@ class SlotBuffer:
                 return False
             self._runs = self._runs + runs
             self._count += more
+            self.first_slot = -1
         self.length_bytes = max(length_bytes, self.length_bytes)
         return True
 
