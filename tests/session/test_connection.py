@@ -27,7 +27,7 @@ def text_request(tag: int, cmd_sn: int, text: bytes = b"no equals sign\0") -> by
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_a_refused_request_is_the_one_rejected_and_holds_up_nobody(order: tuple[int, ...], wrong: int) -> None:
     """Three requests in any order of arrival, one of them a text that can't be: its header is what the Reject bears."""
-    talk = Conversation()
+    talk = Conversation(slots=1024)  # a window of eight
     initiator = talk.login()
     first = initiator.cmd_sn
     for step in order:
