@@ -21,12 +21,14 @@ _FAIR_PARTS = 16
 _FIRST_PLACES = 8
 # Unsolicited data is not worth having below this.
 _SMALL_BURST_BYTES = 65536
+_COMPACT_AT = 256  # waiters
 
 
 class Grantee(Protocol):
     """A command window: it must be paid again from a new pool."""
 
     granted_slots: int
+    generation: int
 
 
 class Waiter:
@@ -50,6 +52,7 @@ class Space:
         self.generation = 0  # counts pools: a buffer of an older one is not ours to account for
         self.granted_slots = 0
         self._waiters: deque[Waiter] = deque()
+        self._compact_at = _COMPACT_AT
 
     def attach(self, pool: block.Pool, windows: Iterable[Grantee]) -> None:
         """A (new) segment is there. Windows that it can't pay for any more live on unpaid (TASK SET FULL)."""
@@ -57,6 +60,7 @@ class Space:
         self.generation += 1
         self.granted_slots = 0
         for window in windows:
+            window.generation = self.generation
             if not self.grant(window.granted_slots):
                 window.granted_slots = 0
 
@@ -126,7 +130,12 @@ class Space:
         if not self._waiters and grab():
             return None
         waiter = Waiter(grab)
-        self._waiters.append(waiter)
+        waiters = self._waiters
+        waiters.append(waiter)
+        if len(waiters) > self._compact_at:
+            # Who has cancelled stays behind a head that waits: forget them before they are more than the living.
+            self._waiters = waiters = deque(other for other in waiters if not other.is_cancelled)
+            self._compact_at = max(_COMPACT_AT, 2 * len(waiters))
         return waiter
 
     def serve(self) -> None:

@@ -22,6 +22,7 @@ class CommandWindow:
         self.max_cmd_sn = serial.add(exp_cmd_sn, -1)
         self.slots_a_place = slots_a_place
         self.granted_slots = 0
+        self.generation = 0  # of the pool that the grant is from
         self._space = space
         self._places = 0  # open or taken
         self._taken = 0
@@ -62,9 +63,11 @@ class CommandWindow:
         self._open(self._space.growth_places(self.slots_a_place, wanted))
 
     def _open(self, places: int) -> None:
-        slots = places * self.slots_a_place
+        # All places are paid for, or none is: where some were opened unpaid, they are paid for with the new ones.
+        slots = (self._places + places) * self.slots_a_place - self.granted_slots
         if places and self._space.grant(slots):
             self.granted_slots += slots
+            self.generation = self._space.generation
             self._add(places)
 
     def _add(self, places: int) -> None:
@@ -73,5 +76,6 @@ class CommandWindow:
 
     def close(self) -> None:
         """The session ends: give the grant back."""
-        self._space.ungrant(self.granted_slots)
+        if self.generation == self._space.generation:
+            self._space.ungrant(self.granted_slots)
         self.granted_slots = 0
