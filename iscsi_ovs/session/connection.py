@@ -23,7 +23,7 @@ from iscsi_ovs.login.stages import Login
 from iscsi_ovs.session import events, transfer
 from iscsi_ovs.session.framing import Framing, sink
 from iscsi_ovs.session.outbox import Outbox
-from iscsi_ovs.session.session import Session
+from iscsi_ovs.session.session import DiscoverySession, Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.states import HANDLERS, State
 from iscsi_ovs.session.tasks import Task
@@ -308,7 +308,8 @@ class Connection:
         assert self.state is State.ADMITTING
         step = self._login_step
         parameters: Parameters = step.finished
-        session = Session(self, parameters, nexus, self.surroundings.space, tsih, self._login_request.cmd_sn)
+        kind = DiscoverySession if parameters.is_discovery else Session
+        session = kind(self, parameters, nexus, self.surroundings.space, tsih, self._login_request.cmd_sn)
         self.session = session
         self.state = State.FULL_FEATURE
         self.max_data_segment_bytes = parameters.target_max_recv_data_segment_length

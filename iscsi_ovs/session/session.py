@@ -41,6 +41,8 @@ class Session:
             unsolicited = min(unsolicited, parameters.target_max_recv_data_segment_length)
             if not parameters.immediate_data:
                 unsolicited = 0
+        if parameters.is_discovery:
+            unsolicited = 0
         slot_bytes = space.pool.slot_bytes if space.pool is not None else 65536
         self.window = CommandWindow(space, cmd_sn, -(-unsolicited // slot_bytes))
         self.is_closed = False
@@ -347,6 +349,21 @@ class Session:
         callbacks, self._idle_callbacks = self._idle_callbacks, []
         for callback in callbacks:
             callback()
+
+
+class DiscoverySession(Session):
+    """A session for discovery alone: it moves no data and keeps no slots.
+
+    Section 4.3: "The target MUST ONLY accept Text Requests with the SendTargets key and a Logout Request with the
+    reason "close the session". All other requests MUST be rejected." (Pings are let pass: they keep it alive.)
+    """
+
+    def begin_command(self, header: pdu.ScsiCommand, additional: bytes) -> Sequence[memoryview]:
+        raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "a SCSI Command in a discovery session")
+
+    def manage(self, header: pdu.TaskManagementRequest) -> None:
+        self.release_place(header)
+        raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "a task management request in a discovery session")
 
 
 def extended_cdb(cdb: bytes, additional: bytes) -> bytes:
