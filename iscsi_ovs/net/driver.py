@@ -245,6 +245,9 @@ class Driver:
 
     def _receive(self, channel: Channel) -> None:
         connection = channel.connection
+        if connection.is_closed:  # by what came on another connection in this turn, or by the clock
+            self._adjust(channel)
+            return
         sock = channel.sock
         now = self.clock.now()
         for _ in range(_RECEIVES_A_TURN):
