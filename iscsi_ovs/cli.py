@@ -24,6 +24,7 @@ from iscsi_ovs import config, paths
 from iscsi_ovs.errors import ConfigurationError, Error
 
 if TYPE_CHECKING:
+    from iscsi_ovs.net.portal import Address
     from iscsi_ovs.shm_client import Context, VolumeStat
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_BUSY, EXIT_UNREACHABLE = 1, 2, 3, 4, 5
@@ -31,6 +32,7 @@ DEFAULT_PORTAL = "127.0.0.1:3260"
 DEFAULT_VOLUME = ("demo", 10 << 30)
 # What the target asks of the server: more than one client may have, so it gets its whole share.
 _SEGMENT_WISH_BYTES = 1 << 40
+_SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its zero
 
 _EXIT_OF_ERRNO = {errno.ENOENT: EXIT_NOT_FOUND, errno.EEXIST: EXIT_BUSY, errno.EBUSY: EXIT_BUSY}
 
@@ -66,6 +68,9 @@ def main() -> None:
     except Error as error:
         _complain(str(error))
         sys.exit(EXIT_FAILED)
+    except BrokenPipeError:  # whoever read our output has enough
+        _drop_output()
+        sys.exit(EXIT_FAILED)
     except OSError as error:
         _complain(error.strerror or str(error))
         sys.exit(_EXIT_OF_ERRNO.get(error.errno or 0, EXIT_FAILED))
@@ -73,6 +78,30 @@ def main() -> None:
 
 def _complain(message: str) -> None:
     click.echo(f"iscsi-ovs: {message}", err=True)
+
+
+def _say(message: str) -> None:
+    """A line on standard output, from a process that goes on whether or not somebody still reads there."""
+    try:
+        click.echo(message)
+    except OSError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Nobody reads standard output any more: what is still buffered, and what comes, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _keep_standard_streams() -> None:
+    """Where 0, 1 or 2 is closed the next socket would become our output, and our children's."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
 
 
 def _log_to_stderr(name: str) -> None:
@@ -94,13 +123,18 @@ def serve(state_dir: Path | None, portal: str, advertise: str | None, volumes: S
     from iscsi_ovs.net import portal as portals
     from iscsi_ovs.supervisor import Child, python_module, supervise
 
-    wanted = [config.parse_volume_option(text) for text in volumes]
+    wanted = _parse_volumes(volumes)
     address = portals.parse(portal)
-    if advertise is not None:
-        portals.parse(advertise)
+    _parse_advertised(advertise)
+    _keep_standard_streams()
     _log_to_stderr("serve")
     state = paths.state_dir(state_dir).absolute()
     socket_path = paths.socket_path(state_dir).absolute()
+    if (length := len(os.fsencode(socket_path))) > _SOCKET_PATH_BYTES_MAX:
+        raise ConfigurationError(
+            f"{socket_path} has {length} bytes, and the path of a Unix socket at most {_SOCKET_PATH_BYTES_MAX}: "
+            "choose a shorter --state-dir"
+        )
     config.make_private_directory(state)
     config.make_private_directory(socket_path.parent)
     pool_file = state / "vpool.json"
@@ -125,6 +159,26 @@ def serve(state_dir: Path | None, portal: str, advertise: str | None, volumes: S
     return supervise(children, between)
 
 
+def _parse_volumes(options: Sequence[str]) -> list[tuple[str, int]]:
+    wanted = [config.parse_volume_option(text) for text in options]
+    names = [name for name, _ in wanted]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"--volume {name} stands there twice")
+    return wanted
+
+
+def _parse_advertised(text: str | None) -> Address | None:
+    from iscsi_ovs.net import portal as portals
+
+    if text is None:
+        return None
+    address = portals.parse(text)
+    if address.port == 0:
+        raise ConfigurationError(f"--advertise {text!r}: an initiator can't connect to port 0")
+    return address
+
+
 def _create_missing(socket_path: Path, wanted: list[tuple[str, int]]) -> None:
     from iscsi_ovs.shm_client import Context
 
@@ -144,10 +198,10 @@ def _create_missing(socket_path: Path, wanted: list[tuple[str, int]]) -> None:
 
 
 def _print_logins(real: Any, advertise: str | None) -> None:
-    where = advertise or str(real)
-    click.echo("to log in from Linux:")
-    click.echo(f"  iscsiadm -m discovery -t sendtargets -p {where}")
-    click.echo(f"  iscsiadm -m node -p {where} --login")
+    where = _parse_advertised(advertise) or real
+    _say("to log in from Linux:")
+    _say(f"  iscsiadm -m discovery -t sendtargets -p {where}")
+    _say(f"  iscsiadm -m node -p {where} --login")
 
 
 # target ------------------------------------------------------------------------------------------------------------
@@ -182,7 +236,7 @@ def target(
     settings = targets.Settings(
         iqn_prefix=iqn_prefix or targets.DEFAULT_IQN_PREFIX,
         instance=instance,
-        advertise=portals.parse(advertise) if advertise else None,
+        advertise=_parse_advertised(advertise),
         words=f"iscsi target pid {os.getpid()}",
     )
     service = Service(
@@ -195,8 +249,7 @@ def target(
             os.close(ready_fd)
 
     def served(server: targets.TargetServer, iqn: str) -> None:
-        click.echo(f"ready iscsi://{settings.advertise or server.portals[0]}/{iqn}/0")
-        sys.stdout.flush()
+        _say(f"ready iscsi://{settings.advertise or server.portals[0]}/{iqn}/0")
 
     server = targets.assemble(service, settings, ready, served)
     for number, address in enumerate(addresses):
@@ -204,6 +257,9 @@ def target(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, frame: server.stop())
     server.run()
+    if server.refusal is not None:
+        _complain(server.refusal.strerror or str(server.refusal))
+        return EXIT_FAILED
     return 0
 
 
@@ -284,7 +340,8 @@ def volume_create(name: str, size: str, state_dir: Path | None) -> None:
 def volume_list(output: str, state_dir: Path | None) -> None:
     """Every volume."""
     with _context(state_dir) as context:
-        _print([_row(found) for found in context.list_volumes()], output)
+        rows = [_row(found) for found in context.list_volumes()]
+    _print(rows, output)
 
 
 @volume.command("show")
@@ -298,17 +355,17 @@ def volume_show(name: str, output: str, state_dir: Path | None) -> None:
     with _context(state_dir) as context:
         row = _row(context.stat_volume(name))
         handles = [handle for handle in context.list_handles() if handle.volume == name]
-        if output == "json":
-            row["handles"] = [msgspec.to_builtins(handle) for handle in handles]
-            click.echo(msgspec.json.format(msgspec.json.encode(row), indent=2).decode())
-            return
-        for key, value in row.items():
-            click.echo(f"{key}: {'-' if value is None else value}")
-        for handle in handles:
-            click.echo(
-                f"handle {handle.handle}: {handle.words}, {handle.access}, "
-                f"read {handle.read_bytes} bytes, written {handle.written_bytes} bytes"
-            )
+    if output == "json":
+        row["handles"] = [msgspec.to_builtins(handle) for handle in handles]
+        click.echo(msgspec.json.format(msgspec.json.encode(row), indent=2).decode())
+        return
+    for key, value in row.items():
+        click.echo(f"{key}: {'-' if value is None else value}")
+    for handle in handles:
+        click.echo(
+            f"handle {handle.handle}: {handle.words}, {handle.access}, "
+            f"read {handle.read_bytes} bytes, written {handle.written_bytes} bytes"
+        )
 
 
 @volume.command("resize")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,8 @@ import msgspec
 from iscsi_ovs.errors import ConfigurationError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:B|([KMGTP])(?:iB|B)?)?", re.IGNORECASE)
+_SIZE_MAX_BYTES = (1 << 63) - 1  # a file's offset
 
 
 def parse_size(text: str) -> int:
@@ -19,10 +21,14 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(f"size {text!r}: write a number of bytes, or one with K, M, G or T behind it")
-    number, unit = match.groups()
-    size = int(float(number) * _UNITS[unit.upper()]) if "." in number else int(number) * _UNITS[unit.upper()]
+    number, unit = match.groups(default="")
+    if "." in number and not unit:
+        raise ConfigurationError(f"size {text!r}: there are no parts of a byte")
+    size = int(Decimal(number) * _UNITS[unit.upper()])
     if size <= 0:
-        raise ConfigurationError(f"size {text!r}: a volume has at least one block")
+        raise ConfigurationError(f"size {text!r}: a volume has at least one byte")
+    if size > _SIZE_MAX_BYTES:
+        raise ConfigurationError(f"size {text!r}: more than any volume can have")
     return size
 
 

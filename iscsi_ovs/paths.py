@@ -8,6 +8,7 @@ These functions only compute; whoever needs a directory makes it, with mode 0700
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -22,8 +23,16 @@ def state_dir(option: str | os.PathLike[str] | None = None) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib") / NAME
     home = os.environ.get("XDG_STATE_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".local" / "state"
-    return base / NAME
+    return (Path(home) if os.path.isabs(home) else _home() / ".local" / "state") / NAME
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a uid without an entry and without HOME, as containers have it
+        raise OSError(
+            errno.EINVAL, f"uid {os.geteuid()} has no home directory: set HOME or XDG_STATE_HOME, or use --state-dir"
+        ) from None
 
 
 def runtime_dir(option: str | os.PathLike[str] | None = None) -> Path:

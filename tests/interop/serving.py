@@ -75,7 +75,7 @@ class Serve:
     def spawn(self) -> subprocess.Popen[str]:
         """Starts the command and waits for nothing."""
         self.urls.clear()
-        self._ready.clear()
+        self._ready = threading.Event()  # its own: the end of a killed one's output may come late
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -86,20 +86,20 @@ class Serve:
                 cwd=Path(__file__).parents[2],
                 start_new_session=True,
             )
-        self._reader = threading.Thread(target=self._read_stdout, args=(self._process,), daemon=True)
+        self._reader = threading.Thread(target=self._read_stdout, args=(self._process, self._ready), daemon=True)
         self._reader.start()
         return self._process
 
-    def _read_stdout(self, process: subprocess.Popen[str]) -> None:
+    def _read_stdout(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             self.stdout.append(line.rstrip("\n"))
             if (match := READY.match(line)) is not None:
                 self.urls[match["iqn"].removeprefix(IQN_PREFIX)] = match[1]
                 if set(self.volumes) <= set(self.urls):
-                    self._ready.set()
+                    ready.set()
         process.stdout.close()
-        self._ready.set()  # the end of the output ends the wait, too
+        ready.set()  # the end of the output ends the wait, too
 
     def wait_ready(self) -> None:
         self._ready.wait(self.ready_timeout_s)
