@@ -23,9 +23,9 @@ from iscsi_ovs.session.connection import Connection
 
 logger = logging.getLogger("iscsi_ovs.net")
 
-# How long to look for a completion before sleeping: what an awake server needs for 64 KiB. Longer, or in the server,
-# takes the cores from the initiator (measured on two cores, docs/BENCHMARKS.md).
-SPIN_S = 20e-6
+# How long a loop that has just worked looks on before it sleeps. To put a core to sleep and to be woken costs both sides
+# 20 µs and more, most on virtual machines; the next request of a busy initiator comes sooner (docs/BENCHMARKS.md).
+LOOK_S = 100e-6
 TICK_S = 1.0  # deadlines are looked at this often; an idle process wakes no oftener
 MAX_CHANNELS = 4096  # connections at a time
 _RECEIVES_A_TURN = 8  # system calls that one socket may have before the others have their turn
@@ -44,8 +44,6 @@ class Storage(Protocol):
     def prepare_sleep(self) -> bool: ...
     def awake(self) -> None: ...
     def has_pending(self) -> bool: ...
-    @property
-    def in_flight(self) -> int: ...
 
 
 class Owner(Protocol):
@@ -137,8 +135,8 @@ class Driver:
         """One turn; ``is_busy``: the last one found work, so look around once more before sleeping."""
         storage = self.storage
         if is_busy:
-            ready = self._epoll.poll(0)
-        elif self._spin() or not storage.prepare_sleep():
+            ready = self._look()
+        elif not storage.prepare_sleep():
             ready = []
         else:
             ready = self._epoll.poll(self.clock.until_next(TICK_S))
@@ -174,16 +172,20 @@ class Driver:
             self._tick(now)
         return bool(ready) or collected > 0 or bool(self._dirty)
 
-    def _spin(self) -> bool:
-        """Look for a completion a little longer: to be woken costs more. True: there is one."""
-        if not self.storage.in_flight:
-            return False
+    def _look(self) -> list[tuple[int, int]]:
+        """What is ready, or a completion that waits; if neither, look on for a while."""
+        poll = self._epoll.poll
         has_pending = self.storage.has_pending
-        deadline = time.perf_counter() + SPIN_S
-        while time.perf_counter() < deadline:
-            if has_pending():
-                return True
-        return False
+        deadline = 0.0
+        while True:
+            ready = poll(0)
+            if ready or has_pending():
+                return ready
+            now = time.perf_counter()
+            if not deadline:
+                deadline = now + LOOK_S
+            elif now > deadline:
+                return ready
 
     def _tick(self, now: float) -> None:
         for channel in list(self._channels.values()):
