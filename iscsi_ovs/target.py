@@ -39,7 +39,6 @@ PORTAL_GROUP_TAG = 1
 REFUSALS = frozenset((errno.EPERM, errno.EACCES, errno.EPROTO, errno.ENAMETOOLONG))
 RECONNECT_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # after the volume server went away; the last one repeats
 ADMISSION_LIMIT_S = 12.0  # Linux gives a login 15 s
-RESET_DEADLINE_S = 9.0  # before the connection's own deadline answers
 
 _READ = block.Operation.READ
 
@@ -72,6 +71,7 @@ class Disk:
     unit: scsi.LogicalUnit
     router: scsi.TaskRouter
     members: list[Member] = field(default_factory=list)
+    stuck: int = 0  # task management functions that passed their deadline and wait for their zombies still
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +83,9 @@ class Member:
     connection: Connection
     session: Session | None = None
     device: DeviceHandle | None = None
+    is_opening: bool = False  # the volume server has an Open of ours that it has not answered
     is_leaving: bool = False
+    is_closing: bool = False  # its handle is being closed, or was
     on_gone: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -185,8 +187,7 @@ class TargetServer:
         for info in infos:
             self._serve(info)
         for disk in self.disks.values():
-            if not any(member.session is not None and not member.is_leaving for member in disk.members):
-                disk.unit.unblock()
+            self._settle(disk)
         for member in list(self._members.values()):
             if not member.is_leaving:
                 self._open(member, self._reopened)
@@ -201,14 +202,30 @@ class TargetServer:
         disk = member.disk
         if error is not None:
             logger.warning("%s: not open again: %s", disk.name, error.strerror)
-            if self.service.is_attached and not member.is_leaving:
-                self.clock.call_later(1.0, lambda: self._open(member, self._reopened))
+            generation = self.space.generation
+            self.clock.call_later(1.0, lambda: self._reopen(member, generation))
             return
         assert member.device is not None
         if disk.info.uuid != member.device.info.uuid:
             self._withdraw(disk, "another volume has its name now")
-        elif all(other.device is not None or other.is_leaving or other.session is None for other in disk.members):
-            # Only when every nexus has its handle: one without would hear NOT READY, which initiators don't retry.
+        else:
+            self._settle(disk)
+
+    def _reopen(self, member: Member, generation: int) -> None:
+        """Try again, unless the volume server went meanwhile: then the next attachment has seen to it."""
+        if not member.is_leaving and self.space.pool is not None and self.space.generation == generation:
+            self._open(member, self._reopened)
+
+    def _settle(self, disk: Disk) -> None:
+        """Is the unit BUSY? Whatever that depends on has changed."""
+        if self.space.pool is None:
+            disk.unit.block("the volume server is away")
+        elif any(member.session and not member.is_leaving and member.device is None for member in disk.members):
+            # Until every nexus has its handle: one without would hear NOT READY, which initiators don't retry.
+            disk.unit.block("not every session has its volume open again")
+        elif disk.stuck:
+            disk.unit.block("a task that was to be aborted is still under way")
+        else:
             disk.unit.unblock()
 
     def _lost(self, error: OSError) -> None:
@@ -222,7 +239,7 @@ class TargetServer:
         self._watched = (-1, -1)
         self.space.detach()
         for disk in self.disks.values():
-            disk.unit.block("the volume server is away")
+            self._settle(disk)
         for session in [*self._members, *self._discovery]:
             session.space_lost()
         for member in list(self._members.values()):
@@ -350,6 +367,8 @@ class TargetServer:
                 self._login_opened(connection, event)
             elif isinstance(event, events.LogicalUnitResetRequested):
                 self._reset(event)
+            elif isinstance(event, events.TaskManagementOverdue):
+                self._stuck(event)
             elif isinstance(event, events.SessionClosed):
                 self._session_closed(event)
             elif isinstance(event, events.ConnectionClosed):
@@ -367,6 +386,9 @@ class TargetServer:
 
     def _execute(self, command: scsi.Command) -> None:
         task: Task = command.context
+        if task.is_aborted:  # in the batch that brought it
+            task.session.complete(command, scsi.Outcome())
+            return
         member = self._members.get(task.session)
         router = _NO_UNITS if member is None else member.disk.router  # a discovery session has no logical units
         result = router.execute(command)
@@ -442,8 +464,9 @@ class TargetServer:
     def _reset(self, event: events.LogicalUnitResetRequested) -> None:
         """Abort every task of every nexus on the unit; answer when the volume server has none of them any more."""
         member = self._members.get(event.session)
-        if member is None or member.disk.router.unit(event.lun) is None:
-            event.session.answer_task_management(event.initiator_task_tag, pdu.LUN_DOES_NOT_EXIST)
+        unit = None if member is None else member.disk.router.unit(event.request.lun)
+        if member is None or unit is None:
+            event.session.answer_task_management(event.request, pdu.LUN_DOES_NOT_EXIST)
             return
         disk = member.disk
         left = 1
@@ -453,19 +476,35 @@ class TargetServer:
             left -= 1
             if not left:
                 disk.unit.reset()
-                event.session.answer_task_management(event.initiator_task_tag, pdu.FUNCTION_COMPLETE)
+                event.session.answer_task_management(event.request, pdu.FUNCTION_COMPLETE)
 
         for other in list(disk.members):
             if other.session is None:
                 continue
-            for task in other.session.tasks_on(event.lun):
-                left += 1
-                other.session.abort(task, one_done)
+            for task in other.session.tasks:
+                if disk.router.unit(task.lun) is unit:  # whichever way its LUN was written
+                    left += 1
+                    other.session.abort(task, one_done)
             if other.device is not None and not other.is_leaving:
                 left += 1
                 other.device.fence(one_done)
         logger.info("%s: logical unit reset by %s", disk.name, member.nexus.initiator_name)
         one_done()
+
+    def _stuck(self, event: events.TaskManagementOverdue) -> None:
+        """CONTRACTS 2: after its deadline "the LU answers BUSY until the zombie returns"."""
+        member = self._members.get(event.session)
+        if member is None:
+            return
+        disk = member.disk
+
+        def settled() -> None:
+            disk.stuck -= 1
+            self._settle(disk)
+
+        disk.stuck += 1
+        event.request.on_settled = settled
+        self._settle(disk)
 
     # Sessions --------------------------------------------------------------------------------------------------
 
@@ -542,16 +581,18 @@ class TargetServer:
         """Open the member's volume for writing."""
 
         def opened(answer: DeviceHandle | OSError) -> None:
-            if isinstance(answer, OSError):
-                done(member, answer)
-                return
+            member.is_opening = False
+            if not isinstance(answer, OSError):
+                member.device = answer
             if member.is_leaving:
-                answer.close(lambda error: None)
-                return
-            member.device = answer
-            member.nexus.devices[0] = answer
-            done(member, None)
+                self._leave(member)
+            elif isinstance(answer, OSError):
+                done(member, answer)
+            else:
+                member.nexus.devices[0] = answer
+                done(member, None)
 
+        member.is_opening = True
         disk = member.disk
         sessions = len(disk.members)
         words = f"{self.settings.words}, {sessions} session{'s' if sessions != 1 else ''}"
@@ -561,7 +602,7 @@ class TargetServer:
     def _opened(self, member: Member, error: OSError | None) -> None:
         connection = member.connection
         if self._pending.get(connection) is not member:
-            return  # refused or lost meanwhile; _forget_pending has seen to the handle
+            return  # refused or lost meanwhile
         if error is not None:
             self._refuse(connection, error.strerror or str(error))
             return
@@ -605,12 +646,16 @@ class TargetServer:
     def _leave(self, member: Member) -> None:
         """The session is over; when its last task is, close its handle; then it is gone."""
         member.is_leaving = True
+        self._settle(member.disk)
         if member.session is None:
             self._close_device(member)
         else:
             member.session.when_idle(lambda: self._close_device(member))
 
     def _close_device(self, member: Member) -> None:
+        if member.is_opening or member.is_closing:
+            return  # we come back with the answer: nobody may think that the volume is let go before
+        member.is_closing = True
         if member.session is not None:
             member.session.window.close()
         device = member.device

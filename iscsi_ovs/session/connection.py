@@ -72,7 +72,6 @@ class Connection:
         self.data_in = pdu.DataIn()
         self.scsi_response = pdu.ScsiResponse()
         self.stat_sn = 1
-        self.overdue: set[int] = set()  # task management requests answered by their deadline
         self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES
         self.on_log: Callable[[str], None] | None = None
         self._portal_group_tag = portal_group_tag
@@ -86,7 +85,6 @@ class Connection:
         self._control_data: bytearray | None = None
         self._data_task: Task | None = None  # of the Data-Out that is being received, if it is still wanted
         self._failed: PduError | None = None
-        self._watched: dict[int, float] = {}  # task management requests under way: ITT → deadline
         self._now = now
         self._last_heard = now
         self._login_deadline = now + LOGIN_TIMEOUT_S
@@ -439,12 +437,10 @@ class Connection:
 
     # Time ------------------------------------------------------------------------------------------------------
 
-    def watch(self, initiator_task_tag: int) -> None:
-        """A task management function is under way; it is answered *rejected* at its deadline (CONTRACTS 2)."""
-        self._watched[initiator_task_tag] = self._now + TASK_MANAGEMENT_DEADLINE_S
-
-    def unwatch(self, initiator_task_tag: int) -> None:
-        self._watched.pop(initiator_task_tag, None)
+    @property
+    def management_deadline(self) -> float:
+        """When a task management function that begins now is answered, done or not (CONTRACTS 2)."""
+        return self._now + TASK_MANAGEMENT_DEADLINE_S
 
     def tick(self, now: float) -> list[events.Event]:
         """Time has passed (call it about once a second)."""
@@ -452,10 +448,7 @@ class Connection:
         if self.state is State.LOGIN and now > self._login_deadline:
             self._end(f"no login within {LOGIN_TIMEOUT_S:.0f} s", is_error=True)
         elif self.state is State.FULL_FEATURE:
-            for tag in [tag for tag, deadline in self._watched.items() if now > deadline]:
-                self.log(f"task management {tag:#x} is not done after {TASK_MANAGEMENT_DEADLINE_S:.0f} s: rejected")
-                self._in_session().answer_task_management(tag, pdu.FUNCTION_REJECTED)
-                self.overdue.add(tag)
+            self._in_session().reject_overdue(now)
             self._keep_alive(now)
         return self._take_events()
 

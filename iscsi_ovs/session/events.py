@@ -14,6 +14,7 @@ from iscsi_ovs.login.keys import Parameters
 
 if TYPE_CHECKING:
     from iscsi_ovs.session.session import Session
+    from iscsi_ovs.session.tasks import Management
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,18 @@ class LoginOpened:
 
 @dataclass(frozen=True, slots=True)
 class LogicalUnitResetRequested:
-    """LOGICAL UNIT RESET for ``lun``: call session.answer_task_management(initiator_task_tag, response) when done."""
+    """LOGICAL UNIT RESET for ``request.lun``: call session.answer_task_management(request, response) when done."""
 
     session: Session
-    initiator_task_tag: int
-    lun: int
+    request: Management
+
+
+@dataclass(frozen=True, slots=True)
+class TaskManagementOverdue:
+    """A function has passed its deadline and was answered *rejected*; ``request.on_settled`` is called at its end."""
+
+    session: Session
+    request: Management
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +56,6 @@ class ConnectionClosed:
     is_error: bool
 
 
-Event = scsi.Command | LoginOpened | LogicalUnitResetRequested | SessionClosed | ConnectionClosed
+Event = (
+    scsi.Command | LoginOpened | LogicalUnitResetRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
+)

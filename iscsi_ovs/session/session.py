@@ -8,6 +8,7 @@ next session of the same initiator port, a reset) waits for ``when_idle`` (CONTR
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iscsi_ovs import pdu, scsi
@@ -16,11 +17,14 @@ from iscsi_ovs.login.keys import Parameters
 from iscsi_ovs.session import events, transfer
 from iscsi_ovs.session.framing import sink
 from iscsi_ovs.session.space import Space
-from iscsi_ovs.session.tasks import State, Task, TaskTable
+from iscsi_ovs.session.tasks import Management, State, Task, TaskTable
 from iscsi_ovs.session.window import IMMEDIATE_LIMIT, CommandWindow
 
 if TYPE_CHECKING:
     from iscsi_ovs.session.connection import Connection
+
+
+MANAGEMENT_LIMIT = 64  # task management functions under way in a session
 
 
 class Session:
@@ -35,6 +39,7 @@ class Session:
         self.space = space
         self.tsih = tsih
         self.tasks = TaskTable()
+        self.managements: list[Management] = []  # under way
         unsolicited = parameters.first_burst_length
         if parameters.initial_r2t:
             # Immediate data only: at most one data segment.
@@ -275,10 +280,6 @@ class Session:
         if self._idle_callbacks:
             self._check_idle()
 
-    def tasks_on(self, lun: int) -> list[Task]:
-        """The living tasks and the zombies on one LUN."""
-        return [task for task in self.tasks if task.lun == lun]
-
     # Task management (section 11.5) ----------------------------------------------------------------------------
 
     def manage(self, header: pdu.TaskManagementRequest) -> None:
@@ -290,25 +291,48 @@ class Session:
             task = self.tasks.find(header.referenced_task_tag)
             if task is None:
                 # Already answered, or never seen: on one connection nothing can still be under way.
-                self.answer_task_management(tag, pdu.TASK_DOES_NOT_EXIST)
+                self._answer_management(tag, pdu.TASK_DOES_NOT_EXIST)
             elif task.lun != header.lun:
-                self.answer_task_management(tag, pdu.FUNCTION_REJECTED)
-            else:
-                self.connection.watch(tag)
-                self.abort(task, lambda: self.answer_task_management(tag, pdu.FUNCTION_COMPLETE))
+                self._answer_management(tag, pdu.FUNCTION_REJECTED)
+            elif (request := self._watch(header)) is not None:
+                self.abort(task, partial(self.answer_task_management, request, pdu.FUNCTION_COMPLETE))
         elif function == pdu.LOGICAL_UNIT_RESET:
-            self.connection.watch(tag)
-            self.connection.tell(events.LogicalUnitResetRequested(self, tag, header.lun))
+            if (request := self._watch(header)) is not None:
+                self.connection.tell(events.LogicalUnitResetRequested(self, request))
         else:
-            self.answer_task_management(tag, pdu.FUNCTION_NOT_SUPPORTED)
+            self._answer_management(tag, pdu.FUNCTION_NOT_SUPPORTED)
 
-    def answer_task_management(self, initiator_task_tag: int, response: int) -> None:
-        """Answer, unless the deadline already has."""
-        connection = self.connection
-        connection.unwatch(initiator_task_tag)
-        if self.is_closed or initiator_task_tag in connection.overdue:
-            connection.overdue.discard(initiator_task_tag)
+    def _watch(self, header: pdu.TaskManagementRequest) -> Management | None:
+        """From here on the function has its deadline. None: there are too many, and it was rejected."""
+        if len(self.managements) >= MANAGEMENT_LIMIT:
+            self.log(f"more than {MANAGEMENT_LIMIT} task management functions under way: rejected")
+            self._answer_management(header.initiator_task_tag, pdu.FUNCTION_REJECTED)
+            return None
+        request = Management(header.initiator_task_tag, header.lun, self.connection.management_deadline)
+        self.managements.append(request)
+        return request
+
+    def reject_overdue(self, now: float) -> None:
+        """A function that is not done at its deadline is answered *rejected*, never *complete* (CONTRACTS 2)."""
+        for request in self.managements:
+            if now > request.deadline and not request.is_answered:
+                self.log(f"task management {request.initiator_task_tag:#x} is not done at its deadline: rejected")
+                request.is_answered = True
+                self._answer_management(request.initiator_task_tag, pdu.FUNCTION_REJECTED)
+                self.connection.tell(events.TaskManagementOverdue(self, request))
+
+    def answer_task_management(self, request: Management, response: int) -> None:
+        """A function is done: answer, unless its deadline already has."""
+        self.managements.remove(request)
+        if request.on_settled is not None:
+            request.on_settled()
+        if not request.is_answered:
+            self._answer_management(request.initiator_task_tag, response)
+
+    def _answer_management(self, initiator_task_tag: int, response: int) -> None:
+        if self.is_closed:
             return
+        connection = self.connection
         connection.send(
             pdu.TaskManagementResponse(
                 response=response,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.session.session import Session
+from iscsi_ovs.session.session import MANAGEMENT_LIMIT, Session
 from iscsi_ovs.session.states import State
 from iscsi_ovs.testing.initiator import Initiator, encode
 from tests.session.conversation import BLOCK, Conversation, write_cdb
@@ -255,3 +255,42 @@ def test_a_read_that_is_aborted_before_it_was_executed_and_waits_for_slots_when_
     talk.run()
     assert initiator.results[abort].response == pdu.FUNCTION_COMPLETE
     assert not initiator.results[tag].is_complete
+
+
+def test_a_tag_that_was_used_again_is_answered_for_its_second_use() -> None:
+    """A function rejected at its deadline may come back after its tag has a new one: neither speaks for the other."""
+    talk = Conversation(slots=1024)
+    talk.executes_at_once = False
+    initiator = talk.login()
+    first, second = (initiator.command(write_cdb(n, 1), write=b"w" * BLOCK) for n in range(2))
+    abort = initiator.tmf(pdu.ABORT_TASK, referenced_task_tag=first)
+    talk.run()
+    talk.now = 20.0
+    talk.happened(talk.connection.tick(20.0))
+    talk.run()
+    assert initiator.results.pop(abort).response == pdu.FUNCTION_REJECTED
+    initiator._itt = abort - 1
+    assert initiator.tmf(pdu.ABORT_TASK, referenced_task_tag=second) == abort
+    talk.run()
+    talk.execute(0)  # the first returns
+    talk.run()
+    assert not initiator.results[abort].is_complete, "the second is still under way"
+    talk.execute(0)
+    talk.run()
+    assert initiator.results[abort].response == pdu.FUNCTION_COMPLETE
+
+
+def test_task_management_under_way_has_a_limit() -> None:
+    """Behind a stuck disk one initiator can't pile up functions without end; the rest is rejected at once."""
+    talk = Conversation()
+    talk.executes_at_once = False
+    initiator = talk.login()
+    task = initiator.command(write_cdb(0, 1), write=b"w" * BLOCK)
+    aborts = [initiator.tmf(pdu.ABORT_TASK, referenced_task_tag=task) for _ in range(MANAGEMENT_LIMIT + 9)]
+    talk.run()
+    answered = [tag for tag in aborts if initiator.results[tag].is_complete]
+    assert answered == aborts[MANAGEMENT_LIMIT:]
+    assert {initiator.results[tag].response for tag in answered} == {pdu.FUNCTION_REJECTED}
+    talk.execute()
+    talk.run()
+    assert all(initiator.results[tag].response == pdu.FUNCTION_COMPLETE for tag in aborts[:MANAGEMENT_LIMIT])
