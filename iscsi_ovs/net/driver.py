@@ -23,8 +23,8 @@ from iscsi_ovs.session.connection import Connection
 
 logger = logging.getLogger("iscsi_ovs.net")
 
-# How long a loop that has just worked looks on before it sleeps. To put a core to sleep and to be woken costs both sides
-# 20 µs and more, most on virtual machines; the next request of a busy initiator comes sooner (docs/BENCHMARKS.md).
+# How long a loop that has just worked looks on before it sleeps. To sleep and to be woken costs both sides 20 µs and
+# more, most on virtual machines; the next request of a busy initiator comes sooner (docs/BENCHMARKS.md).
 LOOK_S = 100e-6
 TICK_S = 1.0  # deadlines are looked at this often; an idle process wakes no oftener
 MAX_CHANNELS = 4096  # connections at a time
