@@ -130,6 +130,7 @@ class TargetServer:
         self.connect()
         self.driver.run()
         self.driver.close()
+        self._watched = (-1, -1)  # what the service still calls back finds no loop to watch with
         self.service.on_lost = None  # it is we who leave
         self.service.close()
 
@@ -544,14 +545,18 @@ class TargetServer:
             self._refuse(connection, f"what came before it is not over after {ADMISSION_LIMIT_S:.0f} s")
 
     def _reinstate(self, member: Member) -> None:
-        """Section 6.3.5: a login of the same initiator port ends the session it had, before it is let in."""
+        """Section 6.3.5: a login of the same initiator port ends the session it had, before it is let in.
+
+        And whoever logs in waits for sessions that are over already but for what the volume server still has of them: a
+        write of a dead initiator must not land on one of its successor's, whatever port that has (CONTRACTS 2).
+        """
         nexus = member.nexus
+        port = (nexus.initiator_name, nexus.isid)
         older = [
             other
             for other in member.disk.members
             if other is not member
-            and other.nexus.initiator_name == nexus.initiator_name
-            and other.nexus.isid == nexus.isid
+            and (other.is_leaving or (other.nexus.initiator_name, other.nexus.isid) == port)
         ]
         left = len(older)
 

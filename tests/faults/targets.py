@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -125,11 +126,12 @@ class Bench:
         wait_until(lambda: self.in_flight() >= count, f"{count} operations in the volume server")
 
     def close(self) -> None:
-        for disk in self.disks:
-            disk.close()
-        for target in self.targets:
-            target.stop()
-        self.server.stop()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.server.stop)
+            for target in self.targets:
+                stack.callback(target.stop)
+            for disk in self.disks:
+                disk.close()
 
 
 class ThreadTarget:
@@ -165,7 +167,8 @@ class ThreadTarget:
         gc.unfreeze()
         gc.set_threshold(*self._threshold)
         assert not self._thread.is_alive()
-        assert self.failures == []
+        if self.failures:
+            raise self.failures[0]
 
 
 class ProcessTarget:
