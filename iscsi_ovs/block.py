@@ -79,8 +79,11 @@ class Buffer(Protocol):
     def extend(self, length_bytes: int) -> bool:
         """Grow to ``length_bytes``, all or nothing. False: no room now."""
 
-    def release(self) -> None:
-        """Give the memory back. Only when no request and no socket holds it. Twice is a mistake (assert)."""
+    def release(self, keep_slots: int = 0) -> None:
+        """Give the memory back. Only when no request and no socket holds it. Twice is a mistake (assert).
+
+        ``keep_slots`` of its slots go back to be reserved, as they were before it was allocated.
+        """
 
 
 class Pool(Protocol):

@@ -91,7 +91,7 @@ class Session:
         opcode: int = header.opcode
         cmd_sn: int = header.cmd_sn
         window = self.window
-        is_next = cmd_sn == window.exp_cmd_sn and not window.is_used_up
+        is_next = cmd_sn == window.exp_cmd_sn and window.taken < window.places
         if not is_next and not opcode & pdu.IMMEDIATE and not self.accepts(header):
             # Section 4.2.2.1: "The target MUST silently ignore any non-immediate command outside of this range".
             return sink(length)
@@ -99,7 +99,8 @@ class Session:
         tag: int = header.initiator_task_tag
         if tag == pdu.RESERVED_TAG:
             raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "SCSI Command with the reserved Initiator Task Tag")
-        if self.tasks.find(tag) is not None:
+        tasks = self.tasks
+        if tag in tasks.by_tag:
             raise PduError(pdu.REJECT_TASK_IN_PROGRESS, f"Initiator Task Tag {tag:#x} is in use")
         is_read = flags & pdu.READ
         is_write = flags & pdu.WRITE
@@ -109,9 +110,10 @@ class Session:
             raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "Expected Data Transfer Length without R or W")
         task = Task(tag, header.lun, header.expected_data_transfer_length)
         if opcode & pdu.IMMEDIATE:
-            if self.tasks.immediate >= IMMEDIATE_LIMIT:
+            if tasks.immediate >= IMMEDIATE_LIMIT:
                 raise PduError(pdu.REJECT_IMMEDIATE_COMMAND, f"more than {IMMEDIATE_LIMIT} immediate commands")
             task.is_immediate = True
+            tasks.immediate += 1
         task.session = self
         if is_read:
             task.is_read = True
@@ -132,7 +134,7 @@ class Session:
             task,
         )
         self._opening = task
-        self.tasks.add(task)
+        tasks.by_tag[tag] = task
         if is_write:
             return transfer.open_write(self, task, header)
         if length:
@@ -219,16 +221,18 @@ class Session:
         buffer = task.buffer
         if buffer is not None:
             task.buffer = None
-            buffer.release()
-            pool = self.space.pool
-            if task.kept_slots and pool is not None and task.generation == self.space.generation:
-                is_kept = pool.reserve(task.kept_slots)
-                assert is_kept, "these slots came back a line above"
+            if task.generation == self.space.generation:
+                buffer.release(task.kept_slots)
+            else:
+                buffer.release()  # of a segment that is gone, and the grant with it
         if task.waiter is not None:
             task.waiter.cancel()
             task.waiter = None
-        self.tasks.remove(task)
-        if not task.is_immediate:
+        tasks = self.tasks
+        del tasks.by_tag[task.initiator_task_tag]
+        if task.is_immediate:
+            tasks.immediate -= 1
+        else:
             self.window.reopen()
 
     def next_transfer_tag(self) -> int:

@@ -92,25 +92,14 @@ class TaskTable:
     """The tasks of one session by Initiator Task Tag, and the outstanding target transfer tags."""
 
     def __init__(self) -> None:
-        self._by_tag: dict[int, Task] = {}
+        self.by_tag: dict[int, Task] = {}  # Session puts them in and takes them out: on the path of every command
         self.immediate = 0
 
     def __len__(self) -> int:
-        return len(self._by_tag)
+        return len(self.by_tag)
 
     def __iter__(self) -> Iterator[Task]:
-        return iter(list(self._by_tag.values()))
+        return iter(list(self.by_tag.values()))
 
     def find(self, initiator_task_tag: int) -> Task | None:
-        return self._by_tag.get(initiator_task_tag)
-
-    def add(self, task: Task) -> None:
-        assert task.initiator_task_tag not in self._by_tag
-        self._by_tag[task.initiator_task_tag] = task
-        if task.is_immediate:
-            self.immediate += 1
-
-    def remove(self, task: Task) -> None:
-        del self._by_tag[task.initiator_task_tag]
-        if task.is_immediate:
-            self.immediate -= 1
+        return self.by_tag.get(initiator_task_tag)

@@ -24,22 +24,17 @@ class CommandWindow:
         self.granted_slots = 0
         self.generation = 0  # of the pool that the grant is from
         self._space = space
-        self._places = 0  # open or taken
-        self._taken = 0
+        self.places = 0  # open or taken
+        self.taken = 0  # ExpCmdSN itself is inside the window where taken < places
         self._open(space.first_places(slots_a_place))
-        if not self._places:
+        if not self.places:
             # The offer was made when there was room for one place at least: someone was faster. One unpaid place:
             # a command that brings data is drained and answered TASK SET FULL.
             self._add(1)
 
     @property
     def open_places(self) -> int:
-        return self._places - self._taken
-
-    @property
-    def is_used_up(self) -> bool:
-        """No place is open: not even ExpCmdSN is inside the window."""
-        return self._taken >= self._places
+        return self.places - self.taken
 
     def accepts(self, cmd_sn: int) -> bool:
         """True inside [ExpCmdSN, MaxCmdSN]; anything else is silently ignored (section 4.2.2.1)."""
@@ -48,30 +43,30 @@ class CommandWindow:
     def take(self) -> None:
         """The command ExpCmdSN is here: its place is taken until ``reopen``."""
         self.exp_cmd_sn = (self.exp_cmd_sn + 1) & serial.MASK
-        self._taken += 1
-        if self._taken >= self._places and self._places < MAX_PLACES:
+        self.taken += 1
+        if self.taken >= self.places and self.places < MAX_PLACES:
             self.grow()
 
     def reopen(self) -> None:
         """A task has ended: its place is offered again."""
-        self._taken -= 1
+        self.taken -= 1
         self.max_cmd_sn = (self.max_cmd_sn + 1) & serial.MASK
 
     def grow(self) -> None:
         """The window was used up: up to twice as many places, if space can be had."""
-        wanted = min(self._places, MAX_PLACES - self._places)
+        wanted = min(self.places, MAX_PLACES - self.places)
         self._open(self._space.growth_places(self.slots_a_place, wanted))
 
     def _open(self, places: int) -> None:
         # All places are paid for, or none is: where some were opened unpaid, they are paid for with the new ones.
-        slots = (self._places + places) * self.slots_a_place - self.granted_slots
+        slots = (self.places + places) * self.slots_a_place - self.granted_slots
         if places and self._space.grant(slots):
             self.granted_slots += slots
             self.generation = self._space.generation
             self._add(places)
 
     def _add(self, places: int) -> None:
-        self._places += places
+        self.places += places
         self.max_cmd_sn = serial.add(self.max_cmd_sn, places)
 
     def close(self) -> None:

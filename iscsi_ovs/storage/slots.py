@@ -43,7 +43,7 @@ class SlotPool:
         self.free_slots += slots
 
     def allocate(self, length_bytes: int, from_reserved_slots: int = 0) -> SlotBuffer | None:
-        count = -(-length_bytes // self.slot_bytes) or 1
+        count = 1 if length_bytes <= self.slot_bytes else -(-length_bytes // self.slot_bytes)
         paid = count if count < from_reserved_slots else from_reserved_slots
         if count - paid > self.free_slots:
             return None
@@ -92,14 +92,16 @@ class SlotPool:
             count -= length
         return runs
 
-    def give_back(self, runs: list[tuple[int, int]], count: int) -> None:
-        """Slots of a released buffer."""
+    def give_back(self, runs: list[tuple[int, int]], count: int, keep_slots: int) -> None:
+        """Slots of a released buffer; so many of them stay reserved."""
         for first, length in runs:
             if length == 1:
                 self._map[first] = _FREE
             else:
                 self._map[first : first + length] = b"\x01" * length
-        self.free_slots += count
+        assert keep_slots <= count
+        self.reserved_slots += keep_slots
+        self.free_slots += count - keep_slots
 
     def view(self, first: int, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) counted from the start of slot ``first``; may run on into its neighbours."""
@@ -179,7 +181,7 @@ class SlotBuffer:
         self.length_bytes = max(length_bytes, self.length_bytes)
         return True
 
-    def release(self) -> None:
+    def release(self, keep_slots: int = 0) -> None:
         assert self._count, "a buffer is released once"
-        self.pool.give_back(self._runs, self._count)
+        self.pool.give_back(self._runs, self._count, keep_slots)
         self._count = 0
