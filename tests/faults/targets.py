@@ -74,11 +74,6 @@ class Disk(SocketInitiator):
         self.flush()
         return tag
 
-    def begin(self, **options: Any) -> None:
-        """Send a command and leave it at that."""
-        self.initiator.command(**options)
-        self.flush()
-
 
 class Bench:
     """A volume server with the volume "demo", and what is started on it."""
@@ -99,9 +94,12 @@ class Bench:
     def context(self) -> Context:
         return Context(self.server.socket_path, words="a test")
 
-    def target(self) -> ThreadTarget:
+    def target(self, *, is_ready: bool = True) -> ThreadTarget:
+        """A target on a thread; ``is_ready``: wait until it has found the volume server."""
         made = ThreadTarget(self.server.socket_path)
         self.targets.append(made)
+        if is_ready:
+            made.wait_ready()
         return made
 
     def target_process(self) -> ProcessTarget:
@@ -148,6 +146,8 @@ class ThreadTarget:
         self._threshold = gc.get_threshold()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def wait_ready(self) -> None:
         assert self.ready.wait(LIMIT_S)
 
     def _run(self) -> None:

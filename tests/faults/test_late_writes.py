@@ -15,6 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from iscsi_ovs import pdu
+from iscsi_ovs.net import driver
 from iscsi_ovs.session import connection as connections
 from iscsi_ovs.testing.socket_initiator import LoginRefusedError
 from tests.faults.targets import Bench, Disk, ProcessTarget, ThreadTarget, wait_until
@@ -86,9 +87,16 @@ def test_abort_task(bench: Bench, late: Late) -> None:
     assert not disk.initiator.results[late.tag].is_complete
 
 
-def test_abort_task_at_its_deadline(bench: Bench, late: Late, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that does not end in time: *rejected*, never *complete*, and said once; the session goes on."""
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Task management gives up before the late write is over."""
     monkeypatch.setattr(connections, "TASK_MANAGEMENT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(driver, "TICK_S", 0.05)
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_abort_task_at_its_deadline(bench: Bench, late: Late) -> None:
+    """A write that does not end in time: *rejected*, never *complete*, and said once; the session goes on."""
     disk = bench.login(bench.target())
     late.begin(disk)
     result = disk.tmf(pdu.ABORT_TASK, referenced_task_tag=late.tag)
@@ -99,9 +107,9 @@ def test_abort_task_at_its_deadline(bench: Bench, late: Late, monkeypatch: pytes
     late.check(disk)
 
 
-def test_abort_task_then_killed(bench: Bench, late: Late, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("short_deadline")
+def test_abort_task_then_killed(bench: Bench, late: Late) -> None:
     """Aborted, rejected at the deadline, its initiator killed, a new login writes there: the newer write stays."""
-    monkeypatch.setattr(connections, "TASK_MANAGEMENT_DEADLINE_S", 0.1)
     target = bench.target()
     disk = bench.login(target)
     late.begin(disk)
