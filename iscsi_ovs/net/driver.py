@@ -120,8 +120,10 @@ class Driver:
     def stop(self) -> None:
         """Leave run() after this turn (from a signal handler or another thread, too)."""
         self._is_stopping = True
-        if self._stop_fd >= 0:
+        try:
             os.eventfd_write(self._stop_fd, 1)
+        except OSError:
+            pass  # it has left, and close() was faster than we
 
     # The loop --------------------------------------------------------------------------------------------------
 
