@@ -122,7 +122,7 @@ class Driver:
         self._is_stopping = True
         try:
             os.eventfd_write(self._stop_fd, 1)
-        except OSError:
+        except (OSError, ValueError):
             pass  # it has left, and close() was faster than we
 
     # The loop --------------------------------------------------------------------------------------------------
