@@ -188,6 +188,7 @@ class Driver:
                 deadline = now + LOOK_S
             elif now > deadline:
                 return ready
+            os.sched_yield()  # whoever else wants this core has it
 
     def _tick(self, now: float) -> None:
         for channel in list(self._channels.values()):
