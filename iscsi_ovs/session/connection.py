@@ -68,6 +68,7 @@ class Connection:
         self.session: Session | None = None
         self.outbox = Outbox()
         self.has_output = False
+        self.owes_numbers = False  # MaxCmdSN has changed, and nothing that is queued tells it
         # The headers of every read that fits one PDU, and of every plain status: filled anew each time.
         self.data_in = pdu.DataIn()
         self.scsi_response = pdu.ScsiResponse()
@@ -125,6 +126,10 @@ class Connection:
 
     def data_to_send(self) -> list[bytes | memoryview]:
         """What to send, as one gather list; empty: nothing."""
+        if self.owes_numbers and self.state is _FULL_FEATURE:
+            # Section 11.19: a NOP-In is also "a means to carry a changed ExpCmdSN and/or MaxCmdSN".
+            self.owes_numbers = False
+            self.send_nop_in(pdu.RESERVED_TAG)
         return self.outbox.buffers()
 
     def sent(self, count: int) -> None:
@@ -178,6 +183,12 @@ class Connection:
         """Something was put in the outbox."""
         self.has_output = True
         self.surroundings.output_ready(self)
+
+    def owe_numbers(self) -> None:
+        """Tell ExpCmdSN and MaxCmdSN with the next bytes that go out."""
+        self.owes_numbers = True
+        if not self.has_output:
+            self.touch()
 
     def numbers(self) -> dict[str, int]:
         """StatSN (taken), ExpCmdSN, MaxCmdSN of a response in full feature phase."""
@@ -458,9 +469,10 @@ class Connection:
                 self._end(f"no answer to a NOP-In within {NOP_TIMEOUT_S:.0f} s", is_error=True)
         elif now - self._last_heard > NOP_INTERVAL_S:
             self._ping_deadline = now + NOP_TIMEOUT_S
-            self._send_nop_in(self._in_session().next_transfer_tag())
+            self.send_nop_in(self._in_session().next_transfer_tag())
 
-    def _send_nop_in(self, target_transfer_tag: int) -> None:
+    def send_nop_in(self, target_transfer_tag: int) -> None:
+        """A ping; with the reserved tag, one that only brings numbers."""
         window = self._in_session().window
         # A NOP-In of the target's own carries the next StatSN and does not advance it (section 11.19).
         self.send(

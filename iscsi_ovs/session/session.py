@@ -278,6 +278,9 @@ class Session:
 
     def _bury(self, task: Task) -> None:
         self._let_go(task)
+        if not task.is_immediate and not self.is_closed:
+            # Its place is open again, and no status says so: to an initiator that waits for the window, nothing would.
+            self.connection.owe_numbers()
         if task.on_dead:
             for callback in task.on_dead:
                 callback()
@@ -346,6 +349,7 @@ class Session:
                 max_cmd_sn=self.window.max_cmd_sn,
             )
         )
+        connection.owes_numbers = False
 
     def release_place(self, header: pdu.Pdu) -> None:
         """A request that is no task gives its place back at once."""

@@ -294,3 +294,23 @@ def test_task_management_under_way_has_a_limit() -> None:
     talk.execute()
     talk.run()
     assert all(initiator.results[tag].response == pdu.FUNCTION_COMPLETE for tag in aborts[:MANAGEMENT_LIMIT])
+
+
+def test_a_window_that_an_abort_opens_again_is_told() -> None:
+    """Another session's reset ends all that this one had in its window: a NOP-In says so, nothing else would."""
+    talk = Conversation(slots=64)
+    talk.executes_at_once = False
+    initiator = talk.login()
+    tags = [initiator.command(write_cdb(n, 1), write=b"w" * BLOCK) for n in range(200)]
+    talk.run()
+    assert initiator._waiting
+    session = session_of(talk)
+    for task in session.tasks:
+        session.abort(task, lambda: None)
+    while talk.commands:
+        talk.execute()
+    talk.run()
+    assert talk.commands, "the next ones have come"
+    told = [seen.header for seen in initiator.received if isinstance(seen.header, pdu.NopIn)]
+    assert told[0].target_transfer_tag == pdu.RESERVED_TAG
+    assert not any(initiator.results[tag].is_complete for tag in tags)
