@@ -72,7 +72,8 @@ def main() -> None:
         _drop_output()
         sys.exit(EXIT_FAILED)
     except OSError as error:
-        _complain(error.strerror or str(error))
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        _complain(f"{where}{error.strerror or error}")
         sys.exit(_EXIT_OF_ERRNO.get(error.errno or 0, EXIT_FAILED))
 
 
