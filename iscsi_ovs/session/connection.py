@@ -35,6 +35,8 @@ NOP_TIMEOUT_S = 30.0  # … and after which, unanswered, the connection is given
 TASK_MANAGEMENT_DEADLINE_S = 10.0  # Linux waits 15 s for an abort: say "rejected" before that, never "complete"
 LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
 OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
+OUTPUT_LIMIT_PIECES = 65536  # … and small answers cost more than their bytes
+STALL_LIMIT_S = 60.0  # after which a peer that takes no byte of its answers is given up: they hold slots
 UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
 
 
@@ -90,6 +92,8 @@ class Connection:
         self._last_heard = now
         self._login_deadline = now + LOGIN_TIMEOUT_S
         self._ping_deadline: float | None = None
+        self._progress_bytes = 0  # sent when it was last looked at
+        self._progress_at = now
 
     # Bytes in and out ------------------------------------------------------------------------------------------
 
@@ -99,7 +103,11 @@ class Connection:
         state = self.state
         return (
             state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT
-        ) and self.outbox.pending_bytes < OUTPUT_LIMIT_BYTES
+        ) and (not self.has_output or self._has_room())
+
+    def _has_room(self) -> bool:
+        outbox = self.outbox
+        return outbox.pending_bytes < OUTPUT_LIMIT_BYTES and outbox.pending_pieces < OUTPUT_LIMIT_PIECES
 
     def receive_buffers(self) -> list[memoryview]:
         """Where the next bytes go, in order."""
@@ -460,10 +468,22 @@ class Connection:
             self._end(f"no login within {LOGIN_TIMEOUT_S:.0f} s", is_error=True)
         elif self.state is State.FULL_FEATURE:
             self._in_session().reject_overdue(now)
+            self._watch_progress(now)
             self._keep_alive(now)
         return self._take_events()
 
+    def _watch_progress(self, now: float) -> None:
+        sent_bytes = self.outbox.sent_bytes
+        if not self.has_output or sent_bytes != self._progress_bytes:
+            self._progress_bytes = sent_bytes
+            self._progress_at = now
+        elif now - self._progress_at > STALL_LIMIT_S:
+            self._end(f"it took no byte of its answers in {STALL_LIMIT_S:.0f} s", is_error=True)
+
     def _keep_alive(self, now: float) -> None:
+        if not self.wants_read:
+            self._ping_deadline = None  # its answer could not be heard
+            return
         if self._ping_deadline is not None:
             if now > self._ping_deadline:
                 self._end(f"no answer to a NOP-In within {NOP_TIMEOUT_S:.0f} s", is_error=True)

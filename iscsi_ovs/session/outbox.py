@@ -25,6 +25,15 @@ class Outbox:
     def pending_bytes(self) -> int:
         return self._queued_bytes - self._sent_bytes
 
+    @property
+    def pending_pieces(self) -> int:
+        return len(self._pieces)
+
+    @property
+    def sent_bytes(self) -> int:
+        """What the kernel has taken so far, in all."""
+        return self._sent_bytes
+
     def put(self, piece: bytes | memoryview) -> None:
         """Send this next."""
         self._pieces.append(piece)

@@ -113,7 +113,6 @@ class Session:
             if tasks.immediate >= IMMEDIATE_LIMIT:
                 raise PduError(pdu.REJECT_IMMEDIATE_COMMAND, f"more than {IMMEDIATE_LIMIT} immediate commands")
             task.is_immediate = True
-            tasks.immediate += 1
         task.session = self
         if is_read:
             task.is_read = True
@@ -135,6 +134,8 @@ class Session:
         )
         self._opening = task
         tasks.by_tag[tag] = task
+        if task.is_immediate:
+            tasks.immediate += 1
         if is_write:
             return transfer.open_write(self, task, header)
         if length:
