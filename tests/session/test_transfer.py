@@ -89,3 +89,69 @@ def test_a_server_that_goes_in_the_middle_of_a_write_leaves_it_busy(returns: boo
     pool = talk.space.pool
     assert pool is not None
     assert (pool.free_slots, pool.reserved_slots) == (pool.capacity_slots, 0)
+
+
+@pytest.mark.parametrize(("segment", "burst", "length"), [(512, 1024, 4096), (1000, 3584, 8192), (4096, 4096, 12288)])
+def test_data_in_ends_its_bursts_and_bears_status_once(segment: int, burst: int, length: int) -> None:
+    """F at each MaxBurstLength and at the end, DataSN from 0, StatSN with the status only (section 11.7)."""
+    talk = Conversation()
+    initiator = talk.login(MaxRecvDataSegmentLength=str(segment), MaxBurstLength=str(burst), FirstBurstLength="512")
+    tag = initiator.command(read_cdb(0, length // BLOCK), read=length)
+    talk.run()
+    headers = [seen.header for seen in initiator.received if isinstance(seen.header, pdu.DataIn)]
+    offset = 0
+    for number, header in enumerate(headers):
+        end = offset + header.data_segment_length
+        assert (header.data_sn, header.buffer_offset) == (number, offset)
+        assert header.data_segment_length <= segment
+        assert offset // burst == (end - 1) // burst, "no PDU crosses the end of a burst"
+        assert bool(header.flags & pdu.FINAL) == (end % burst == 0 or end == length)
+        assert bool(header.flags & pdu.STATUS) == (end == length)
+        offset = end
+    assert offset == length
+    assert initiator.results[tag].status == scsi.GOOD
+
+
+def test_stat_sn_counts_what_bears_status_and_shows_in_what_does_not() -> None:
+    """R2T and a NOP-In of ours carry the next StatSN; Reject, NOP-In answers and responses use one up."""
+    talk = Conversation()
+    initiator = talk.login(InitialR2T="Yes", ImmediateData="No")
+    initiator.command(write_cdb(0, 8), write=bytes(4096))
+    talk.run()
+    initiator.nop_out(b"x")
+    talk.run()
+    talk.happened(talk.connection.tick(31.0))
+    talk.run()
+    initiator.raw(pdu.SnackRequest())
+    talk.run()
+    initiator.command(read_cdb(0, 1), read=BLOCK)
+    talk.run()
+    told = [(type(seen.header).__name__, seen.header.stat_sn) for seen in initiator.received]
+    first = next(number for name, number in told if name == "ReadyToTransfer")
+    after = [(name, number - first) for name, number in told if name != "LoginResponse"]
+    assert after == [
+        ("ReadyToTransfer", 0),
+        ("ScsiResponse", 0),
+        ("NopIn", 1),
+        ("NopIn", 2),  # our ping
+        ("Reject", 2),
+        ("DataIn", 3),
+    ]
+
+
+def test_a_check_condition_behind_data_in_counts_it() -> None:
+    """ExpDataSN says how many Data-In PDUs there were (section 11.4.8); the residual is the data's."""
+    talk = Conversation()
+    talk.executes_at_once = False
+    initiator = talk.login(MaxRecvDataSegmentLength="512")
+    tag = initiator.command(read_cdb(0, 4), read=4 * BLOCK)
+    talk.run()
+    sense = bytes((0x70, 0, 1, 0, 0, 0, 0, 10)) + bytes(10)
+    talk.complete(talk.commands.pop(), scsi.Outcome(scsi.CHECK_CONDITION, sense, data=bytes(1536), transfer_bytes=1536))
+    talk.run()
+    result = initiator.results[tag]
+    assert result.status == scsi.CHECK_CONDITION
+    assert result.sense == sense
+    assert result.header is not None
+    assert result.header.exp_data_sn == result.data_in_pdus == 3
+    assert (result.underflow, result.residual_count) == (True, 512)
