@@ -84,7 +84,11 @@ def name() -> str:
 
 def session(serve: Serve, name: str) -> SocketInitiator:
     initiator = SocketInitiator(*serve.address)
-    initiator.login(IQN_PREFIX + name)
+    try:
+        initiator.login(IQN_PREFIX + name)
+    except LoginRefusedError:
+        initiator.close()
+        raise
     return initiator
 
 
