@@ -6,7 +6,9 @@
 # Each makes what it needs, says what it installs before it does, and is quick the second time.
 
 SHELL   := /bin/bash
-PYTHON  ?= python3
+# Empty: the distribution's own python3 where it is new enough (Debian builds it with profile-guided optimisation,
+# which the target runs about a tenth faster on than on a plain build), else the one in PATH.
+PYTHON  ?=
 BIN     := .venv/bin
 ARGS    ?=
 WORKERS ?= 2

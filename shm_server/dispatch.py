@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 BATCH_ENTRIES = 64  # entries of one client per turn; a request of MAX_PARTS parts fits
 BATCH_BYTES = 4 << 20  # bytes moved for one client per turn
 PUBLISH_ENTRIES = 16  # completions shown to the client at once, so that it works while we do
-PUBLISH_BYTES = 64 << 10
+PUBLISH_BYTES = 256 << 10
 LOGGED_ERRORS = 8  # lines per client and second
 
 assert ring.entries_needed(layout.MAX_PARTS) <= BATCH_ENTRIES
