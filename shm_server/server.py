@@ -53,7 +53,7 @@ class Settings:
     config_path: str = "vpool.json"
     allowed_uids: tuple[int, ...] = ()
     delays: Sequence[DelayRule] = ()
-    spin_s: float = 0.0  # how long to look at the rings before sleeping
+    spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
 
 
 class Server:
@@ -238,6 +238,7 @@ class Server:
         """Look at the rings for a while; True: something has come."""
         deadline = time.monotonic() + self._settings.spin_s
         while time.monotonic() < deadline:
+            os.sched_yield()  # whoever else wants this core has it
             if self._runtime.finished:
                 return True
             for client, attachment in self._attached:
