@@ -107,7 +107,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     yield made
     signal.signal(signal.SIGTERM, handlers[0])
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)] == handlers
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    # Fewer is no leak: something of another test's may have been collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
 
 
 @pytest.fixture
