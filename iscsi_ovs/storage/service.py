@@ -167,6 +167,11 @@ class Service:
         """True where collect() would find something: for a bounded poll before sleeping."""
         return bool(self._later) or (self._queue is not None and self._queue.has_pending())
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that the server has, or will have at the next flush."""
+        return 0 if self._queue is None else self._queue.in_flight
+
     def prepare_sleep(self) -> bool:
         """Flush, and say that we are about to wait on the descriptors. False: don't, collect() first."""
         if self._later:
