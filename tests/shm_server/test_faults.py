@@ -164,6 +164,7 @@ def test_close_waits_for_what_has_started(start_server: Start, connect: Connect)
     other.attach()
     close = control.Close(client.id(), client.handle)
     client.send(close)
+    client.call(control.Stat(client.id(), "demo"))  # the server has read the Close that stands in front of this
     other.open("demo", "rw")  # waits for the closing holder instead of EBUSY
     assert client.wait(tag, 0)[1] == 0
     assert isinstance(client.reply(close.id), control.Done)
