@@ -51,7 +51,6 @@ class Session:
         slot_bytes = space.pool.slot_bytes if space.pool is not None else 65536
         self.window = CommandWindow(space, cmd_sn, -(-unsolicited // slot_bytes))
         self.is_closed = False
-        self.moved_in_bytes = 0
         self._held: dict[int, tuple[pdu.Pdu, Callable[[], None]]] = {}  # commands ahead of ExpCmdSN
         self._idle_callbacks: list[Callable[[], None]] = []
         self._transfer_tag = 0

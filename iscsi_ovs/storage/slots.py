@@ -25,7 +25,6 @@ class SlotPool:
         self.reserved_slots = 0
         self.memory = memory
         self._map = bytearray([_FREE]) * self.capacity_slots  # find() on it is a memchr
-        self._whole = [memory[at : at + slot_bytes] for at in range(0, self.capacity_slots * slot_bytes, slot_bytes)]
 
     def slots_for(self, length_bytes: int) -> int:
         return -(-length_bytes // self.slot_bytes)
@@ -105,16 +104,11 @@ class SlotPool:
 
     def view(self, first: int, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) counted from the start of slot ``first``; may run on into its neighbours."""
-        if start == 0 and stop == self.slot_bytes:
-            return self._whole[first]
         base = first * self.slot_bytes
         return self.memory[base + start : base + stop]
 
     def close(self) -> None:
         """Let go of the memory, so that its mapping can be closed. Buffers must not be used any more."""
-        for view in self._whole:
-            view.release()
-        self._whole.clear()
         self.memory.release()
 
 

@@ -90,7 +90,6 @@ class Opcode(enum.IntEnum):
 
 FLAG_FUA = 0x01  # WRITE, WRITE_ZEROES, WRITE_SAME: durable before it completes
 FLAG_NO_UNMAP = 0x02  # WRITE_ZEROES: keep the space allocated
-FLAGS_KNOWN = FLAG_FUA | FLAG_NO_UNMAP
 
 
 def ring_mapping_bytes(submission_entries: int, completion_entries: int) -> int:
