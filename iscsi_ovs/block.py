@@ -29,7 +29,12 @@ class Operation(enum.IntEnum):
     WRITE_ZEROES = 5
     FENCE = 6
     WRITE_SAME = 7
+    COMPARE = 8
+    COMPARE_AND_WRITE = 9
     EXTENTS = 10
+    COPY = 11
+    OR_WRITE = 12
+    WRITE_ATOMIC = 13
 
 
 class Error(enum.Enum):
@@ -46,6 +51,8 @@ class Error(enum.Enum):
     CANCELLED = "a fence discarded the request before it was started"
     UNREACHABLE = "the volume server is gone; nothing is known to be lost, try again"
     OUTCOME_UNKNOWN = "the volume server went away in the middle"
+    MISCOMPARE = "the volume has other data than the request brought"
+    SANITIZING = "the volume is being sanitized, or a sanitize of it failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,9 @@ class Features:
     can_discard: bool = True
     can_write_zeroes: bool = True
     can_write_same: bool = True
+    can_compare: bool = True  # COMPARE, COMPARE_AND_WRITE, OR_WRITE
+    can_copy: bool = True
+    max_atomic_write_bytes: int = 0  # 0: WRITE_ATOMIC is unsupported
 
 
 class Buffer(Protocol):
@@ -119,6 +129,14 @@ class Request:
     READ and WRITE move ``length_bytes`` between the volume at ``offset_bytes`` and the buffer from its start;
     WRITE_SAME repeats the buffer's first ``pattern_bytes``. ``fua``: durable before it completes. ``done`` is called
     with the completion, once, whatever happens. ``context`` belongs to the caller.
+
+    COMPARE holds the volume against the buffer, or against its first ``pattern_bytes`` over and over where that is not
+    0; without a buffer it reads the range and compares nothing. COMPARE_AND_WRITE's buffer holds twice
+    ``length_bytes``: what must be there, and behind it what is written then. OR_WRITE sets the bits that are set in the
+    buffer. Both are atomic against every handle of the volume. Where data differ the error is MISCOMPARE, ``detail``
+    the offset of the first byte that does, from the request's start. WRITE_ATOMIC is a WRITE that a crash or a power
+    cut leaves done or not done, never in part. COPY fills the range from ``source``, a device of the same attachment,
+    at ``source_offset_bytes``; inside one volume it is as if all were read before anything is written.
     """
 
     operation: Operation
@@ -128,6 +146,8 @@ class Request:
     fua: bool = False
     no_unmap: bool = False  # WRITE_ZEROES: keep the space allocated
     pattern_bytes: int = 0
+    source: Device | None = None
+    source_offset_bytes: int = 0
     done: Callable[[Completion], None] | None = None
     finish: Callable[[Completion], Any] | None = None  # SCSI's next step (scsi.LogicalUnit)
     context: Any = None

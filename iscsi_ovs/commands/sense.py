@@ -24,6 +24,9 @@ WRITE_ERROR = Sense(0x3, 0x0C, 0x00)
 UNRECOVERED_READ_ERROR = Sense(0x3, 0x11, 0x00)
 INTERNAL_TARGET_FAILURE = Sense(0x4, 0x44, 0x00)
 INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT = Sense(0x5, 0x0E, 0x03)
+ABORTED_COMMAND = Sense(0xB, 0x00, 0x00)
+MISCOMPARE_DURING_VERIFY_OPERATION = Sense(0xE, 0x1D, 0x00)
+SANITIZE_IN_PROGRESS = Sense(0x2, 0x04, 0x1B)
 PARAMETER_LIST_LENGTH_ERROR = Sense(0x5, 0x1A, 0x00)
 INVALID_COMMAND_OPERATION_CODE = scsi.INVALID_COMMAND_OPERATION_CODE
 LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = Sense(0x5, 0x21, 0x00)
@@ -46,9 +49,9 @@ FAILURES: dict[block.Error, Sense | None] = {
     block.Error.INVALID: INTERNAL_TARGET_FAILURE,  # our own request was malformed: not the initiator's fault
     block.Error.CANCELLED: None,  # a fence took it before it started
     block.Error.UNREACHABLE: None,
-    # CONTRACTS 9: READ, WRITE and FLUSH in flight may be done twice, and so may DISCARD, WRITE ZEROES and WRITE SAME.
-    # COMPARE AND WRITE and COPY may not: they will answer ABORTED COMMAND by a finish of their own.
-    block.Error.OUTCOME_UNKNOWN: None,
+    block.Error.OUTCOME_UNKNOWN: ABORTED_COMMAND,  # what may not be done twice: COMPARE AND WRITE, COPY (CONTRACTS 9)
+    block.Error.MISCOMPARE: MISCOMPARE_DURING_VERIFY_OPERATION,  # the operation adds where
+    block.Error.SANITIZING: SANITIZE_IN_PROGRESS,
 }
 assert set(FAILURES) == set(block.Error), "every storage error has its sense"
 

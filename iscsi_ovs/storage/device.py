@@ -18,7 +18,8 @@ from iscsi_ovs.storage.errnos import os_error
 from shm_server.abi import control, layout, ring
 
 _UNREACHABLE = block.Error.UNREACHABLE
-_WRITE_SAME = block.Operation.WRITE_SAME
+_READ = block.Operation.READ
+_WRITE = block.Operation.WRITE
 
 
 class DeviceHandle:
@@ -47,7 +48,14 @@ class DeviceHandle:
         can_write = "w" in self.access
         self.info = info
         self.geometry = block.Geometry(info.size_bytes, generation=info.generation)
-        self.features = block.Features(can_write, info.can_discard and can_write, can_write, can_write)
+        self.features = block.Features(
+            can_write,
+            info.can_discard and can_write,
+            can_write,
+            can_write,
+            can_compare="r" in self.access,
+            can_copy=can_write,
+        )
 
     @property
     def is_lost(self) -> bool:
@@ -58,15 +66,26 @@ class DeviceHandle:
         """Take a request; never blocks. The server sees it at the owner's next flush."""
         buffer: Any = request.buffer
         if buffer is None:
-            self._submit(self.handle, self.epoch, request, ())
+            if request.source is not None:
+                self._submit_copy(request)
+            else:
+                self._submit(self.handle, self.epoch, request, ())
         elif buffer.pool is self._pool:
-            if buffer.first_slot >= 0 and request.operation is not _WRITE_SAME:
+            operation = request.operation
+            if buffer.first_slot >= 0 and (operation is _READ or operation is _WRITE):
                 self._submit_run(self.handle, self.epoch, request, buffer.first_slot)
                 return
-            length = request.length_bytes if request.operation is not _WRITE_SAME else request.pattern_bytes
-            self._submit(self.handle, self.epoch, request, buffer.parts(length))
+            self._submit(self.handle, self.epoch, request, buffer.parts(_payload_bytes(request)))
         else:
             self._queue.refuse(request, _UNREACHABLE)
+
+    def _submit_copy(self, request: block.Request) -> None:
+        source: Any = request.source
+        if source._queue is self._queue:
+            parts = ring.copy_source(request.source_offset_bytes, source.handle, source.epoch)
+            self._submit(self.handle, self.epoch, request, parts)
+        else:
+            self._queue.refuse(request, _UNREACHABLE)  # one of the two was opened on a server that is gone
 
     def submit_parts(self, request: block.Request, parts: list[ring.Part]) -> None:
         """The same for a caller who knows where in the segment the payload lies; the parts are its word."""
@@ -83,3 +102,10 @@ class DeviceHandle:
             raise os_error(errno.EBADF, f"{self.info.name} is closed already")
         self.is_closed = True
         self._close(self, callback)
+
+
+def _payload_bytes(request: block.Request) -> int:
+    """How much of its buffer a request uses."""
+    if request.operation is block.Operation.COMPARE_AND_WRITE:
+        return 2 * request.length_bytes
+    return request.pattern_bytes or request.length_bytes

@@ -30,6 +30,8 @@ _ERROR_OF = {
     errno.EPROTO: Error.INVALID,
     errno.ECANCELED: Error.CANCELLED,
     errno.ESTALE: Error.CANCELLED,
+    errno.EILSEQ: Error.MISCOMPARE,
+    errno.EBUSY: Error.SANITIZING,
 }
 
 _ERRNO_OF = {
@@ -44,6 +46,8 @@ _ERRNO_OF = {
     Error.CANCELLED: errno.ECANCELED,
     Error.UNREACHABLE: errno.ECONNRESET,
     Error.OUTCOME_UNKNOWN: errno.ECONNRESET,
+    Error.MISCOMPARE: errno.EILSEQ,
+    Error.SANITIZING: errno.EBUSY,
 }
 
 assert set(_ERRNO_OF) == set(Error)
@@ -54,7 +58,7 @@ def error_of(number: int, operation: Operation, fua: bool) -> Error:
     known = _ERROR_OF.get(number)
     if known is not None:
         return known
-    if operation == Operation.READ:
+    if operation in (Operation.READ, Operation.COMPARE):
         return Error.MEDIUM_READ
     return Error.WRITE_FAULT if operation == Operation.FLUSH or fua else Error.MEDIUM_WRITE
 

@@ -28,8 +28,9 @@ _new = tuple.__new__  # a NamedTuple's own __new__ is a Python function: 0.15 µ
 for _operation in block.Operation:
     assert layout.Opcode[_operation.name] == _operation.value, "block.Operation and the ring's opcodes differ"
 
-# What was interrupted in the middle: these do no harm when done twice, so the initiator may simply try again.
-_REPEATABLE = frozenset(block.Operation)
+# What was interrupted in the middle and does no harm when done twice: the initiator may simply try again. A COMPARE AND
+# WRITE that was done miscompares at its second try; what a COPY reads may have been written by its first (CONTRACTS 9).
+_REPEATABLE = frozenset(block.Operation) - {block.Operation.COMPARE_AND_WRITE, block.Operation.COPY}
 
 _Waiting = tuple[int, int, block.Request, Sequence[ring.Part]]  # handle, epoch, request, parts
 

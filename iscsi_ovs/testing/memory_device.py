@@ -171,10 +171,22 @@ class MemoryDevice:
         if request.operation in (Operation.FLUSH, Operation.FENCE):
             self.flushed[:] = self.data
             return block.Completion(request, None, 0)
-        if not self.features.can_write:
+        if request.operation is not Operation.COMPARE and not self.features.can_write:
             return block.Completion(request, Error.READ_ONLY, 0)
         if stop > len(self.data):  # "a write across the end fails whole"
             return block.Completion(request, Error.OUT_OF_RANGE, 0)
+        if not self._is_supported(request):
+            return block.Completion(request, Error.UNSUPPORTED, 0)
+        if request.operation in (Operation.COMPARE, Operation.COMPARE_AND_WRITE):
+            differs = self._first_difference(request)
+            if differs is not None:
+                return block.Completion(request, Error.MISCOMPARE, 0, differs)
+            if request.operation is Operation.COMPARE:
+                return block.Completion(request, None, request.length_bytes)
+        if request.operation is Operation.COPY:
+            assert isinstance(request.source, MemoryDevice)
+            if request.source_offset_bytes + request.length_bytes > len(request.source.data):
+                return block.Completion(request, Error.OUT_OF_RANGE, 0)
         self.data[start:stop] = self._new_content(request)
         if request.fua:
             self.flushed[start:stop] = self.data[start:stop]
@@ -188,12 +200,37 @@ class MemoryDevice:
             start += len(view)
         return block.Completion(request, None, max(stop - request.offset_bytes, 0))
 
+    def _is_supported(self, request: block.Request) -> bool:
+        features, operation = self.features, request.operation
+        if operation is Operation.WRITE_ATOMIC:
+            return request.length_bytes <= features.max_atomic_write_bytes
+        if operation in (Operation.COMPARE, Operation.COMPARE_AND_WRITE, Operation.OR_WRITE):
+            return features.can_compare
+        return operation is not Operation.COPY or features.can_copy
+
+    def _first_difference(self, request: block.Request) -> int | None:
+        there = self.data[request.offset_bytes : request.offset_bytes + request.length_bytes]
+        expected = _payload(request, 0, request.pattern_bytes or request.length_bytes)
+        if request.pattern_bytes:
+            expected *= len(there) // len(expected)
+        return next((at for at in range(len(there)) if expected and there[at] != expected[at]), None)
+
     def _new_content(self, request: block.Request) -> bytes:
-        if request.operation is Operation.WRITE:
-            assert request.buffer is not None
-            return b"".join(request.buffer.views(0, request.length_bytes))
+        length = request.length_bytes
+        if request.operation in (Operation.WRITE, Operation.WRITE_ATOMIC):
+            return _payload(request, 0, length)
+        if request.operation is Operation.COMPARE_AND_WRITE:
+            return _payload(request, length, 2 * length)
+        if request.operation is Operation.OR_WRITE:
+            there = self.data[request.offset_bytes : request.offset_bytes + length]
+            return bytes(old | new for old, new in zip(there, _payload(request, 0, length), strict=True))
+        if request.operation is Operation.COPY:
+            assert isinstance(request.source, MemoryDevice)
+            return bytes(request.source.data[request.source_offset_bytes : request.source_offset_bytes + length])
         if request.operation is Operation.WRITE_SAME:
-            assert request.buffer is not None
-            pattern = b"".join(request.buffer.views(0, request.pattern_bytes))
-            return pattern * (request.length_bytes // len(pattern))
-        return bytes(request.length_bytes)  # DISCARD, WRITE_ZEROES
+            return _payload(request, 0, request.pattern_bytes) * (length // request.pattern_bytes)
+        return bytes(length)  # DISCARD, WRITE_ZEROES
+
+
+def _payload(request: block.Request, start: int, stop: int) -> bytes:
+    return b"" if request.buffer is None else b"".join(request.buffer.views(start, stop))

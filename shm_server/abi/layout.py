@@ -62,6 +62,11 @@ MAX_PARTS = 512
 COMPLETION_BYTES = 32
 COMPLETION = struct.Struct("<QIIQQ")
 
+# What stands in the place of a COPY's two parts: source offset u64, source handle u32, source epoch u32, 0 u32, 0 u32.
+COPY_SOURCE = struct.Struct("<QIIII")
+COPY_SOURCE_PARTS = 2
+
+assert COPY_SOURCE.size == COPY_SOURCE_PARTS * 12
 assert ENTRY.size == ENTRY_FIRST.size == PARTS_OFFSET + ENTRY_PARTS.size == ENTRY_BYTES
 assert CONTINUATION.size == ENTRY_BYTES
 assert COMPLETION.size == COMPLETION_BYTES
@@ -72,7 +77,11 @@ class Opcode(enum.IntEnum):
 
     EXTENTS asks whether ``offset`` is allocated: its completion has the bytes for which the answer holds (at most
     ``length``), and detail 1 where there is data, 0 where a hole reads zeros.
-    COMPARE … COPY are reserved by version 1 and answered ENOSYS where not served."""
+    WRITE_SAME has one part, the pattern. COMPARE has parts of ``length`` bytes together, or one that is shorter: a
+    pattern; or none: the range is read and nothing compared. COMPARE_AND_WRITE has parts of twice ``length``: what to
+    compare, then what to write. A COMPARE that finds a difference ends with EILSEQ, detail the offset of the first byte
+    that differs, from ``offset``. COPY's two parts name its source, not slots: see COPY_SOURCE.
+    What a server does not know is answered ENOSYS."""
 
     READ = 1
     WRITE = 2
@@ -85,10 +94,12 @@ class Opcode(enum.IntEnum):
     COMPARE_AND_WRITE = 9
     EXTENTS = 10
     COPY = 11
+    OR_WRITE = 12
+    WRITE_ATOMIC = 13
     CONTINUATION = 127
 
 
-FLAG_FUA = 0x01  # WRITE, WRITE_ZEROES, WRITE_SAME: durable before it completes
+FLAG_FUA = 0x01  # whatever writes, but DISCARD and COPY: durable before it completes
 FLAG_NO_UNMAP = 0x02  # WRITE_ZEROES: keep the space allocated
 
 

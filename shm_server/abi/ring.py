@@ -13,6 +13,7 @@ Tuples, not objects, come out of here: this is the path of every I/O.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Sequence
 
@@ -150,6 +151,12 @@ def entries_needed(part_count: int) -> int:
     if part_count <= layout.INLINE_PARTS:
         return 1
     return 1 - (layout.INLINE_PARTS - part_count) // layout.CONTINUATION_PARTS
+
+
+def copy_source(offset: int, handle: int, epoch: int) -> list[Part]:
+    """The words in the place of parts that name what a COPY reads."""
+    words = struct.unpack("<6I", layout.COPY_SOURCE.pack(offset, handle, epoch, 0, 0))
+    return [words[:3], words[3:]]
 
 
 class SubmissionConsumer(_Ring):

@@ -58,7 +58,9 @@ def test_names_are_unique() -> None:
         (block.Error.INVALID, (0x4, 0x44, 0x00)),
         (block.Error.CANCELLED, None),
         (block.Error.UNREACHABLE, None),
-        (block.Error.OUTCOME_UNKNOWN, None),
+        (block.Error.OUTCOME_UNKNOWN, (0xB, 0x00, 0x00)),
+        (block.Error.MISCOMPARE, (0xE, 0x1D, 0x00)),
+        (block.Error.SANITIZING, (0x2, 0x04, 0x1B)),
     ],
 )
 @pytest.mark.parametrize(

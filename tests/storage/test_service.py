@@ -75,10 +75,67 @@ def test_flags_and_geometry(pair: Pair) -> None:
     device = pair.open()
     assert device.geometry == block.Geometry(1 << 20)
     assert device.features == block.Features()
-    assert pair.open(access="r").features == block.Features(False, False, False, False)
+    assert pair.open(access="r").features == block.Features(False, False, False, False, can_copy=False)
     device.submit(block.Request(Operation.WRITE_ZEROES, 0, 512, fua=True, no_unmap=True, done=pair.completions.append))
     pair.until(lambda: pair.completions)
     assert pair.fake.entries[-1][:2] == (layout.Opcode.WRITE_ZEROES, layout.FLAG_FUA | layout.FLAG_NO_UNMAP)
+
+
+@pytest.mark.parametrize(
+    ("operation", "pattern_bytes", "part_bytes"),
+    [
+        (Operation.COMPARE, 0, 4096),
+        (Operation.COMPARE, 512, 512),
+        (Operation.WRITE_SAME, 512, 512),
+        (Operation.COMPARE_AND_WRITE, 0, 8192),
+        (Operation.OR_WRITE, 0, 4096),
+        (Operation.WRITE_ATOMIC, 0, 4096),
+    ],
+)
+def test_how_much_of_its_buffer_an_operation_uses(
+    pair: Pair, operation: Operation, pattern_bytes: int, part_bytes: int
+) -> None:
+    """A pattern's length, twice the length where data to compare stand before data to write, else the length."""
+    device = pair.open()
+    buffer = pair.service.pool.allocate(8192)
+    request = block.Request(operation, 0, 4096, buffer, pattern_bytes=pattern_bytes, done=pair.completions.append)
+    device.submit(request)
+    pair.until(lambda: pair.completions)
+    entry = pair.fake.entries[-1]
+    assert (entry[0], entry[2], entry[7], entry[11]) == (operation, 1, 4096, part_bytes)
+
+
+def test_a_copy_names_its_source(pair: Pair) -> None:
+    """Handle, epoch and offset of the source stand where parts would; a source of another attachment is unreachable."""
+    source, device = pair.open(), pair.open()
+    offset = (5 << 32) + 512
+    device.submit(
+        block.Request(
+            Operation.COPY, 4096, 1024, source=source, source_offset_bytes=offset, done=pair.completions.append
+        )
+    )
+    pair.until(lambda: pair.completions)
+    entry = pair.fake.entries[-1]
+    assert entry[:8] == (Operation.COPY, 0, layout.COPY_SOURCE_PARTS, device.handle, device.epoch, 0, 4096, 1024)
+    assert entry[9:] == (512, 5, source.handle, source.epoch, *[0] * 17)
+    pair.service.close()
+    device.submit(block.Request(Operation.COPY, 0, 512, source=source, done=pair.completions.append))
+    pair.service.collect()
+    assert pair.completions[1].error is block.Error.UNREACHABLE
+
+
+def test_what_may_not_be_done_twice_has_an_unknown_outcome(pair: Pair) -> None:
+    """When the server dies COMPARE AND WRITE and COPY in flight are OUTCOME UNKNOWN, all else may be tried again."""
+    device = pair.open()
+    pair.fake.is_holding = True
+    for operation in set(Operation) - {Operation.FENCE}:
+        device.submit(block.Request(operation, done=pair.completions.append))
+    pair.turn()
+    pair.fake.drop()
+    pair.until(lambda: pair.completions)
+    unknown = {each.request.operation for each in pair.completions if each.error is block.Error.OUTCOME_UNKNOWN}
+    assert unknown == {Operation.COMPARE_AND_WRITE, Operation.COPY}
+    assert {each.error for each in pair.completions} == {block.Error.OUTCOME_UNKNOWN, block.Error.UNREACHABLE}
 
 
 def test_more_in_flight_than_the_ring_holds_waits_in_order(pair: Pair) -> None:

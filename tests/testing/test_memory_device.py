@@ -59,6 +59,56 @@ def test_operations(device: MemoryDevice, pool: MemoryPool) -> None:
     assert pool.is_whole
 
 
+def test_comparing(device: MemoryDevice, pool: MemoryPool) -> None:
+    """COMPARE with data, a pattern, nothing; COMPARE AND WRITE writes its second half only where the first is there."""
+    device.data[512:1024] = b"ab" * 256
+    buffer = filled(pool, b"ab" * 256 + b"cd" * 256)
+    assert run_one(device, Request(Operation.COMPARE, 512, 512, buffer)) == (None, 512)
+    assert run_one(device, Request(Operation.COMPARE, 512, 1024, buffer, pattern_bytes=2)) == (Error.MISCOMPARE, 0)
+    assert run_one(device, Request(Operation.COMPARE, 0, 1 << 16)) == (None, 1 << 16)
+    assert run_one(device, Request(Operation.COMPARE, 1, 1 << 16)) == (Error.OUT_OF_RANGE, 0)
+    swap = Request(Operation.COMPARE_AND_WRITE, 512, 512, buffer, fua=True)
+    assert run_one(device, swap) == (None, 512)
+    assert device.data[512:1024] == device.flushed[512:1024] == b"cd" * 256
+    device.data[513:515] = b"db"
+    device.submit(swap)
+    (completion,) = device.run()
+    assert (completion.error, completion.detail) == (Error.MISCOMPARE, 0)
+    buffer.views(0, 2)[0][:] = b"cd"
+    device.submit(swap)
+    (completion,) = device.run()
+    assert (completion.error, completion.detail) == (Error.MISCOMPARE, 2)
+    buffer.release()
+
+
+def test_or_write_and_copy(device: MemoryDevice, pool: MemoryPool) -> None:
+    """OR WRITE sets bits; COPY takes from another device, or from this one where the ranges overlap."""
+    device.data[0:3] = b"\x01\x02\xf0"
+    buffer = filled(pool, b"\x10\x02\x0f")
+    assert run_one(device, Request(Operation.OR_WRITE, 0, 3, buffer)) == (None, 3)
+    assert device.data[0:4] == b"\x11\x02\xff\x00"
+    assert run_one(device, Request(Operation.COPY, 1, 3, source=device)) == (None, 3)
+    assert device.data[0:4] == b"\x11\x11\x02\xff"
+    other = MemoryDevice(4)
+    assert run_one(other, Request(Operation.COPY, 0, 4, source=device, source_offset_bytes=1)) == (None, 4)
+    assert other.data == b"\x11\x02\xff\x00"
+    assert run_one(device, Request(Operation.COPY, 0, 8, source=other)) == (Error.OUT_OF_RANGE, 0)
+    buffer.release()
+
+
+def test_what_features_leave_out(pool: MemoryPool) -> None:
+    """WRITE ATOMIC up to the stated size, none where that is 0; COMPARE and COPY where they can."""
+    buffer = filled(pool, b"new" * 2)
+    write = Request(Operation.WRITE_ATOMIC, 0, 6, buffer)
+    assert run_one(MemoryDevice(512), write) == (Error.UNSUPPORTED, 0)
+    device = MemoryDevice(512, features=block.Features(max_atomic_write_bytes=6, can_compare=False, can_copy=False))
+    assert run_one(device, write) == (None, 6)
+    assert device.data[:6] == b"newnew"
+    for operation in (Operation.COMPARE, Operation.OR_WRITE, Operation.COPY):
+        assert run_one(device, Request(operation, 0, 6, buffer, source=device)) == (Error.UNSUPPORTED, 0)
+    buffer.release()
+
+
 def test_ends(device: MemoryDevice, pool: MemoryPool) -> None:
     """A read across the end is short, a write across it fails whole."""
     buffer = filled(pool, b"x" * 1024)
