@@ -3,7 +3,7 @@
 iSCSI never reads a CDB; SCSI never reads a PDU. A transport makes a Command (for a write: when all its data has
 arrived), the task router finds the logical unit and executes it, and what comes back is an Outcome, or a block.Request
 that must complete first: its ``finish(completion)`` gives the Outcome, or the next Request. ``finish`` is always set.
-Who submits a Request goes by ``router.unit(command.lun).device_of(nexus)`` (the device is there: it was checked).
+Who submits a Request goes by ``command.device``, which the unit that executed it has set.
 This module opens nothing and waits for nothing; it imports no command set: target.py hands ``commands.COMMAND_SET`` in.
 """
 
@@ -33,7 +33,8 @@ class Command:
 
     ``lun`` is the 64-bit LUN field. ``data_in_bytes`` is the room that the initiator has for data-in,
     ``data_out_bytes`` what it said it would send; ``data_out`` holds min(that, MAXIMUM TRANSFER LENGTH) bytes.
-    ``context`` belongs to the transport.
+    ``context`` belongs to the transport. ``device`` is where its requests go: set by the unit that lets it through to
+    the medium.
     """
 
     nexus: Nexus
@@ -44,6 +45,7 @@ class Command:
     data_out: block.Buffer | None = None
     attribute: int = 0
     context: Any = None
+    device: block.Device | None = None
 
 
 @dataclass(slots=True)
@@ -68,16 +70,20 @@ Execution = Outcome | block.Request
 
 @dataclass(slots=True)
 class Nexus:
-    """An I_T nexus: one initiator port talking to one target port, for as long as its session lives."""
+    """An I_T nexus: one initiator port talking to one target port, for as long as its session lives.
+
+    Its state is kept by unit, not by LUN: one unit may stand under several numbers, in one LUN map each.
+    """
 
     initiator_name: str
     isid: bytes
     target_name: str
     portal_group_tag: int
     relative_port: int = 1
-    devices: dict[int, block.Device] = field(default_factory=dict)  # by LUN number, while the session holds them
-    # by LUN number: pending unit attentions (ASC, ASCQ), first in first out; filled by LogicalUnit.establish
-    attentions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    router: TaskRouter | None = None  # the LUN map that it sees; set by TaskRouter.establish
+    devices: dict[LogicalUnit, block.Device] = field(default_factory=dict)  # while the session holds them
+    # pending unit attentions (ASC, ASCQ), first in first out; filled by LogicalUnit.establish
+    attentions: dict[LogicalUnit, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 class Sense(NamedTuple):
@@ -222,7 +228,6 @@ class LogicalUnit:
         geometry: block.Geometry,
         *,
         limits: Limits | None = None,
-        number: int = 0,
         is_read_only: bool = False,
         peripheral: int = DISK,
         operations: tuple[Operation, ...] | None = None,
@@ -230,8 +235,6 @@ class LogicalUnit:
         self.command_set = command_set
         self.identity = identity
         self.limits = limits or Limits()
-        self.number = number  # set by TaskRouter.add
-        self.inventory: Mapping[int, LogicalUnit] = {}  # the units of the same target; set by TaskRouter.add
         self.is_read_only = is_read_only
         self.peripheral = peripheral
         self.descriptor_sense = False  # D_SENSE of the control mode page
@@ -266,7 +269,7 @@ class LogicalUnit:
         if operation is None and len(cdb) > 1:
             operation = self._by_service_action.get((cdb[0], cdb[1] & 0x1F))
         try:
-            pending = command.nexus.attentions.get(self.number)
+            pending = command.nexus.attentions.get(self)
             if pending and not (operation is not None and operation.allowed_under_unit_attention):
                 raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *pending.pop(0)))
             if operation is None:
@@ -279,8 +282,10 @@ class LogicalUnit:
             if operation.needs_medium:
                 if self.blocked_because is not None:
                     return Outcome(BUSY)
-                if self.number not in command.nexus.devices:
+                device = command.nexus.devices.get(self)
+                if device is None:
                     raise CheckCondition(NOT_READY)
+                command.device = device
                 if self.is_read_only and operation.direction is Direction.OUT:
                     raise CheckCondition(WRITE_PROTECTED)
             return operation.handler(self, command)
@@ -320,23 +325,23 @@ class LogicalUnit:
     def establish(self, nexus: Nexus) -> None:
         """A session came: it hears of power on first (SAM-5 5.14)."""
         self._nexuses[id(nexus)] = nexus
-        nexus.attentions[self.number] = [POWER_ON_OCCURRED]
+        nexus.attentions[self] = [POWER_ON_OCCURRED]
 
     def release(self, nexus: Nexus) -> None:
         """A session went. Unknown ones are no mistake: a login may end before it was established."""
         self._nexuses.pop(id(nexus), None)
-        nexus.attentions.pop(self.number, None)
-
-    def device_of(self, nexus: Nexus) -> block.Device:
-        """Where this nexus' requests go. Only for a command that was let through to the medium."""
-        return nexus.devices[self.number]
+        nexus.attentions.pop(self, None)
 
     def raise_attention(self, code: tuple[int, int]) -> None:
-        """Establish a unit attention condition on every nexus; one that is pending already stays single."""
+        """Establish a unit attention condition on every nexus."""
         for nexus in self._nexuses.values():
-            pending = nexus.attentions.setdefault(self.number, [])
-            if code not in pending:
-                pending.append(code)
+            self.attend(nexus, code)
+
+    def attend(self, nexus: Nexus, code: tuple[int, int]) -> None:
+        """Establish a unit attention condition on one nexus; one that is pending already stays single."""
+        pending = nexus.attentions.setdefault(self, [])
+        if code not in pending:
+            pending.append(code)
 
     # What changes under living sessions -------------------------------------------------------------------------
 
@@ -365,30 +370,30 @@ class LogicalUnit:
 # LUNs (SAM-5 4.7): eight bytes; the first two are the whole of it for single-level units.
 REPORT_LUNS_WELL_KNOWN_LUN = 0xC101 << 48
 _FLAT = 0x4000
-_MAX_LUN_NUMBER = 0x3FFF
+MAX_LUN_NUMBER = 0x3FFF
 
 
 def encode_lun(number: int) -> int:
     """The LUN field for a LUN number: peripheral device addressing up to 255, flat space above."""
-    assert 0 <= number <= _MAX_LUN_NUMBER
+    assert 0 <= number <= MAX_LUN_NUMBER
     return (number if number < 256 else _FLAT | number) << 48
 
 
 class TaskRouter:
-    """A target's logical units by LUN, and what answers where there is none (SAM-5 4.6.4, SPC-4 6.4.2)."""
+    """A LUN map: logical units by LUN, and what answers where there is none (SAM-5 4.6.4, SPC-4 6.4.2).
+
+    A unit stands once in a map, and may stand in others.
+    """
 
     def __init__(self, command_set: CommandSet, units: Mapping[int, LogicalUnit] | None = None) -> None:
         self.units: dict[int, LogicalUnit] = {}
         self._nexuses: dict[int, Nexus] = {}
         nobody = Identity("", "0" * 32)
         nothing = block.Geometry(0)
-        self._absent = LogicalUnit(
-            command_set, nobody, nothing, number=-1, peripheral=ABSENT, operations=command_set.absent
-        )
+        self._absent = LogicalUnit(command_set, nobody, nothing, peripheral=ABSENT, operations=command_set.absent)
         well_known = LogicalUnit(
-            command_set, nobody, nothing, number=-2, peripheral=WELL_KNOWN, operations=command_set.well_known
+            command_set, nobody, nothing, peripheral=WELL_KNOWN, operations=command_set.well_known
         )
-        self._absent.inventory = well_known.inventory = self.units
         self._by_lun: dict[int, LogicalUnit] = {REPORT_LUNS_WELL_KNOWN_LUN: well_known}
         for number, unit in (units or {}).items():
             self.add(number, unit)
@@ -405,9 +410,8 @@ class TaskRouter:
     def add(self, number: int, unit: LogicalUnit) -> None:
         """Serve a unit under a LUN number; sessions that live already hear that the inventory has changed."""
         assert number not in self.units
-        assert 0 <= number <= _MAX_LUN_NUMBER
-        unit.number = number
-        unit.inventory = self.units
+        assert unit not in self.units.values()
+        assert 0 <= number <= MAX_LUN_NUMBER
         self._tell_inventory()
         self.units[number] = unit
         for lun in _fields_of(number):
@@ -426,12 +430,14 @@ class TaskRouter:
         return unit
 
     def _tell_inventory(self) -> None:
-        for unit in self.units.values():
-            unit.raise_attention(REPORTED_LUNS_DATA_HAS_CHANGED)
+        for nexus in self._nexuses.values():
+            for unit in self.units.values():
+                unit.attend(nexus, REPORTED_LUNS_DATA_HAS_CHANGED)
 
     def establish(self, nexus: Nexus) -> None:
         """A session came: every unit gets to know it."""
         self._nexuses[id(nexus)] = nexus
+        nexus.router = self
         for unit in self.units.values():
             unit.establish(nexus)
 

@@ -411,11 +411,9 @@ class TargetServer:
                 self._wait_for_buffer(command, request)
                 return
             request.buffer = buffer
-        device = command.nexus.devices.get(0)
-        if device is not None:
-            device.submit(request)
-        else:
-            self._submit(command, request)
+        device = command.device
+        assert device is not None, "only what was let through to the medium makes requests"
+        device.submit(request)
 
     def _wait_for_buffer(self, command: scsi.Command, request: block.Request) -> None:
         if request.length_bytes > self.space.largest_bytes:
@@ -430,17 +428,12 @@ class TargetServer:
             if request.buffer is None:
                 return False
             task.waiter = None
-            self._submit(command, request)
+            device = command.device
+            assert device is not None
+            device.submit(request)
             return True
 
         task.waiter = self.space.wait(grab)
-
-    def _submit(self, command: scsi.Command, request: block.Request) -> None:
-        device = command.nexus.devices.get(0)
-        if device is None:
-            self._completed(block.Completion(request, block.Error.UNREACHABLE, 0))
-        else:
-            device.submit(request)
 
     def _completed(self, completion: block.Completion) -> None:
         """The volume server has answered (or is gone)."""
@@ -584,6 +577,7 @@ class TargetServer:
 
     def _open(self, member: Member, done: Callable[[Member, OSError | None], None]) -> None:
         """Open the member's volume for writing."""
+        disk = member.disk
 
         def opened(answer: DeviceHandle | OSError) -> None:
             member.is_opening = False
@@ -594,11 +588,10 @@ class TargetServer:
             elif isinstance(answer, OSError):
                 done(member, answer)
             else:
-                member.nexus.devices[0] = answer
+                member.nexus.devices[disk.unit] = answer
                 done(member, None)
 
         member.is_opening = True
-        disk = member.disk
         sessions = len(disk.members)
         words = f"{self.settings.words}, {sessions} session{'s' if sessions != 1 else ''}"
         self.service.open(disk.name, "rw", self._owner, words, opened)
@@ -613,7 +606,7 @@ class TargetServer:
             return
         del self._pending[connection]
         disk = member.disk
-        disk.unit.establish(member.nexus)
+        disk.router.establish(member.nexus)
         session, told = connection.admit(member.nexus, self._next_tsih(), self.clock.now())
         member.session = session
         self._members[session] = member
@@ -678,7 +671,7 @@ class TargetServer:
         member.disk.members.remove(member)
         if member.session is not None:
             self._members.pop(member.session, None)
-            member.disk.unit.release(member.nexus)
+            member.disk.router.release(member.nexus)
         callbacks, member.on_gone = member.on_gone, []
         for callback in callbacks:
             callback()

@@ -117,24 +117,42 @@ def test_released_nexuses_hear_nothing(disk: Bench) -> None:
     disk.unit.resize(block.Geometry(2 << 20))
     assert disk.nexus.attentions == {}
     disk.router.establish(disk.nexus)
-    assert disk.nexus.attentions == {0: [scsi.POWER_ON_OCCURRED]}
+    assert disk.nexus.attentions == {disk.unit: [scsi.POWER_ON_OCCURRED]}
 
 
 def test_inventory_changes(disk: Bench) -> None:
     """3F/0E on the units that were there; the new one says power on; REPORT LUNS takes it away."""
     other = disk.login()
-    disk.router.add(1, another_unit())
-    disk.nexus.devices[1] = disk.device
-    assert disk.nexus.attentions == other.attentions == {0: [(0x3F, 0x0E)], 1: [(0x29, 0x00)]}
+    added = another_unit()
+    disk.router.add(1, added)
+    disk.nexus.devices[added] = disk.device
+    assert disk.nexus.attentions == other.attentions == {disk.unit: [(0x3F, 0x0E)], added: [(0x29, 0x00)]}
     assert code(disk.execute("00")) == (0x6, 0x3F, 0x0E)
     assert code(disk.execute("00", lun=1 << 48)) == (0x6, 0x29, 0x00)
     disk.router.remove(1)
     assert disk.router.unit(1 << 48) is None
-    assert disk.nexus.attentions == {0: [(0x3F, 0x0E)]}
+    assert disk.nexus.attentions == {disk.unit: [(0x3F, 0x0E)]}
     disk.execute("a0 00 00 000000 00000010 00 00")
-    assert disk.nexus.attentions == {0: []}
-    assert other.attentions == {0: [(0x3F, 0x0E)]}
+    assert disk.nexus.attentions == {disk.unit: []}
+    assert other.attentions == {disk.unit: [(0x3F, 0x0E)]}
     assert code(disk.execute("00", lun=1 << 48)) == NOT_SUPPORTED
+
+
+def test_a_unit_in_two_maps(disk: Bench) -> None:
+    """One unit under two numbers, in a map each: what is the unit's is heard in both, what is a map's in that one."""
+    other = scsi.TaskRouter(COMMAND_SET, {5: disk.unit})
+    nexus = new_nexus()
+    nexus.devices[disk.unit] = disk.device
+    other.establish(nexus)
+    nexus.attentions[disk.unit].clear()
+    other.add(6, another_unit())
+    assert nexus.attentions[disk.unit] == [(0x3F, 0x0E)]
+    assert disk.nexus.attentions == {disk.unit: []}
+    luns = other.execute(scsi.Command(nexus, 5 << 48, bytes.fromhex("a00000000000000000200000"), 32))
+    assert isinstance(luns, scsi.Outcome)
+    assert luns.data.hex() == "0000001000000000" + "0005000000000000" + "0006000000000000"
+    disk.unit.resize(block.Geometry(2 << 20))
+    assert nexus.attentions[disk.unit] == disk.nexus.attentions[disk.unit] == [(0x2A, 0x09)]
 
 
 # Gates ----------------------------------------------------------------------------------------------------------
@@ -155,7 +173,7 @@ def test_blocked(disk: Bench) -> None:
 def test_not_held(disk: Bench) -> None:
     """A nexus without the volume: NOT READY, also to TEST UNIT READY; the others go on."""
     other = disk.login()
-    del other.devices[0]
+    del other.devices[disk.unit]
     for text in (READ, WRITE, "00", "25", "35"):
         assert code(disk.execute(text, nexus=other)) == (0x2, 0x04, 0x00)
     assert disk.execute("12 00 00 0024 00", nexus=other).status == scsi.GOOD
@@ -176,7 +194,7 @@ def test_the_order_of_gates(disk: Bench) -> None:
     assert disk.execute(WRITE).status == scsi.BUSY
     disk.unit.unblock()
     assert code(disk.execute(WRITE)) == (0x2, 0x04, 0x00)
-    disk.nexus.devices[0] = disk.device
+    disk.nexus.devices[disk.unit] = disk.device
     assert code(disk.execute(WRITE)) == (0x7, 0x27, 0x00)
     disk.unit.is_read_only = False
     assert disk.execute(WRITE, data_out=bytes(512)).status == scsi.GOOD
@@ -228,4 +246,4 @@ def test_requests_carry_their_finish(disk: Bench) -> None:
         assert (request.done, request.context) == (None, None)
         assert request.finish is not None
         assert request.buffer is command.data_out
-    assert disk.unit.device_of(disk.nexus) is disk.device
+        assert command.device is disk.device

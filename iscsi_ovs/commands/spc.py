@@ -45,7 +45,9 @@ def report_luns(unit: LogicalUnit, command: Command) -> Execution:
     # SPC-3 6.21 makes this an error, SPC-4 "should"; libiscsi's suite holds targets to SPC-3.
     if fields.allocation_length < _REPORT_LUNS_LEAST_BYTES:
         raise invalid_field(6)
-    luns = [scsi.encode_lun(number) for number in sorted(unit.inventory)] if fields.select_report != 1 else []
+    router = command.nexus.router
+    units = router.units if router is not None and fields.select_report != 1 else {}
+    luns = [scsi.encode_lun(number) for number in sorted(units)]
     if fields.select_report:
         luns.append(scsi.REPORT_LUNS_WELL_KNOWN_LUN)
     # SPC-4 6.33.1: the command clears REPORTED LUNS DATA HAS CHANGED for this nexus, on every unit.
@@ -59,7 +61,7 @@ def report_luns(unit: LogicalUnit, command: Command) -> Execution:
 def request_sense(unit: LogicalUnit, command: Command) -> Execution:
     """A pending unit attention is told, and cleared, as parameter data with GOOD (SPC-4 6.39)."""
     fields = cdb.RequestSense.unpack_from(command.cdb)
-    pending = command.nexus.attentions.get(unit.number)
+    pending = command.nexus.attentions.get(unit)
     if unit.peripheral == scsi.ABSENT:
         code = sense.LOGICAL_UNIT_NOT_SUPPORTED
     elif pending:

@@ -57,10 +57,10 @@ class Bench:
 
     def login(self, *, hears_power_on: bool = False) -> scsi.Nexus:
         nexus = new_nexus()
-        nexus.devices[0] = self.device
+        nexus.devices[self.unit] = self.device
         self.router.establish(nexus)
         if not hears_power_on:
-            nexus.attentions[0].clear()
+            nexus.attentions[self.unit].clear()
         return nexus
 
     def start(

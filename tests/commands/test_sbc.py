@@ -124,7 +124,7 @@ def test_maximum_transfer_length(opcode: int, shape, byte: int) -> None:
     """8 MiB pass, one block more is an invalid field, pointed at."""
     disk = Bench()
     disk.unit.resize(block.Geometry(1 << 40))
-    disk.nexus.attentions[0].clear()
+    disk.nexus.attentions[disk.unit].clear()
     limit = (8 << 20) // BLOCK
     request = disk.start(shape(opcode, 0, limit), data_in=8 << 20, data_out_bytes=8 << 20)
     assert isinstance(request, block.Request)
@@ -243,7 +243,7 @@ def test_read_capacity_10(disk: Bench) -> None:
     assert (outcome.data.hex(" ", 4), outcome.transfer_bytes) == ("000007ff 00000200", 8)
     for size_bytes, last in ((1 << 41, "ffffffff"), ((1 << 41) + BLOCK, "ffffffff"), ((1 << 41) - BLOCK, "fffffffe")):
         disk.unit.resize(block.Geometry(size_bytes))
-        disk.nexus.attentions[0].clear()
+        disk.nexus.attentions[disk.unit].clear()
         assert disk.execute("25").data.hex(" ", 4) == f"{last} 00000200"
 
 
@@ -270,7 +270,7 @@ def test_read_capacity_16(disk: Bench) -> None:
     outcome = disk.execute("9e 10 0000000000000000 00000020 00 00")
     assert outcome.data.hex() == "00000000000007ff000002000003c000" + "00" * 16
     disk.unit.resize(block.Geometry(1 << 50, 4096, 4096))
-    disk.nexus.attentions[0].clear()
+    disk.nexus.attentions[disk.unit].clear()
     data = disk.execute("9e 10 0000000000000000 00000020 00 00").data
     assert data.hex().startswith(f"{(1 << 38) - 1:016x}000010000000c000")
     for length in (0, 1, 12, 31, 33, 0xFFFFFFFF):
@@ -349,7 +349,7 @@ def test_unmap_limits(disk: Bench) -> None:
     outcome = unmap(disk, unmap_list(*[(0, 1)] * 257))
     assert code(outcome) == INVALID_PARAMETER
     disk.unit.resize(block.Geometry(1 << 40))
-    disk.nexus.attentions[0].clear()
+    disk.nexus.attentions[disk.unit].clear()
     first = disk.start("42 00 00000000 00 0028 00", data_out=unmap_list((0, 1 << 19), (1 << 21, 1 << 19)))
     assert isinstance(first, block.Request)
     assert first.length_bytes == BLOCK << 19
@@ -446,7 +446,7 @@ def test_write_same_lengths() -> None:
     """32 MiB of data at a time, any length of zeros (CONTRACTS 7)."""
     disk = Bench()
     disk.unit.resize(block.Geometry(1 << 45))
-    disk.nexus.attentions[0].clear()
+    disk.nexus.attentions[disk.unit].clear()
     limit = (32 << 20) // BLOCK
     for blocks, flags, fill in itertools.product((limit, limit + 1, 0xFFFFFFFF), (0, UNMAP), (0x00, 0xA6)):
         result = disk.start(sixteen(0x93, 0, blocks, flags), data_out=bytes([fill]) * BLOCK)

@@ -210,7 +210,7 @@ def test_mode_sense_of_a_big_disk() -> None:
     """The short descriptor has no room for its blocks: all ones. The long one has."""
     disk = Bench()
     disk.unit.resize(block.Geometry(1 << 50, 4096))
-    disk.nexus.attentions[0].clear()
+    disk.nexus.attentions[disk.unit].clear()
     assert disk.execute(mode_6(0, 0x08)).data[4:12].hex() == "ffffffff00001000"
     assert disk.execute(mode_10(0x10, 0x08)).data[8:24].hex() == "00000040000000000000000000001000"
 

@@ -103,11 +103,11 @@ def test_block_limits_follow_the_limits() -> None:
     unit = scsi.LogicalUnit(COMMAND_SET, scsi.Identity("x", UUID), block.Geometry(1 << 30), limits=limits)
     disk = Bench()
     disk.router.add(1, unit)
-    disk.nexus.devices[1] = disk.device
+    disk.nexus.devices[unit] = disk.device
     body = disk.execute("12 01 b0 00ff 00", lun=1 << 48).data[4:]
     assert body[4:8].hex() == "00000800"
     assert body[16:24].hex() == "0000004d00000003"
-    disk.nexus.attentions[1].clear()
+    disk.nexus.attentions[unit].clear()
     assert isinstance(disk.start("28 00 00000000 00 0800 00", lun=1 << 48, data_in=1 << 20), block.Request)
     assert isinstance(disk.start("28 00 00000000 00 0801 00", lun=1 << 48, data_in=1 << 20), scsi.Outcome)
 

@@ -127,14 +127,14 @@ class Replay:
             elif isinstance(event, events.SessionClosed):
                 event.session.when_idle(event.session.window.close)
                 if self.nexus is not None:
-                    self.disk.unit.release(self.nexus)
+                    self.disk.router.release(self.nexus)
 
     def _admit(self, event: events.LoginOpened) -> None:
         parameters = event.parameters
         nexus = scsi.Nexus(parameters.initiator_name, parameters.isid, parameters.target_name or "", 1)
         if not parameters.is_discovery:
-            nexus.devices[0] = self.disk.device
-            self.disk.unit.establish(nexus)
+            nexus.devices[self.disk.unit] = self.disk.device
+            self.disk.router.establish(nexus)
             self.nexus = nexus
         self.session, more = self.connection.admit(nexus, 7, now=0.0)
         self._happened(more)
