@@ -168,6 +168,15 @@ class Context:
         """Every open handle of every client, with what it has moved (beyond the C API)."""
         return self._call(control.ListHandles(0), control.Handles).infos
 
+    def get_record(self, name: str, record: str) -> tuple[int, bytes]:
+        """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""
+        answer = self._call(control.GetRecord(0, name, record), control.Record)
+        return answer.version, answer.data
+
+    def put_record(self, name: str, record: str, version: int, data: bytes) -> int:
+        """Replace version ``version``; returns the new one, durable. ESTALE: it has another one; E2BIG; ENOENT."""
+        return self._call(control.PutRecord(0, name, record, version, data), control.Record).version
+
     def _call(self, message: control.Request, kind: type[_M]) -> _M:
         self._check_connected()
         answer = self._service.call(message)

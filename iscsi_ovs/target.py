@@ -265,7 +265,7 @@ class TargetServer:
             disk = self._disk_of(event.uuid)
             if disk is not None:
                 self._withdraw(disk, "its volume was removed")
-        else:
+        elif isinstance(event, control.ReleaseRequested):
             disk = self._disk_of(event.uuid)
             if disk is not None:
                 self._drop_members(disk, "its volume is being removed", lambda: self.service.ack(event))

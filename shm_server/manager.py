@@ -16,10 +16,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from shm_server.abi.control import VolumeInfo
+from shm_server.abi.control import MAX_RECORD_BYTES, VolumeInfo
 from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
 from shm_server.stores.base import Stores
-from shm_server.volumes.catalog import Catalog, Record
+from shm_server.volumes.catalog import Catalog, Record, Versioned
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.volume import Volume
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 NAME_RULE = "[a-z0-9][a-z0-9.-]{0,62}"
 _NAME = re.compile(NAME_RULE)
+RECORD_RULE = "[a-z][a-z0-9-]{0,30}"
+_RECORD = re.compile(RECORD_RULE)
 
 SIZE_STEP_BYTES = 4096  # sizes are rounded up to this (Open vStorage rounds up to a cluster)
 MAX_VOLUMES = 4096  # so that a list fits one control message
@@ -44,6 +46,12 @@ class Watcher(Protocol):
 
     def volume_resized(self, info: VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
         """Tell the holders; the result is set when they all have acted on it."""
+        ...
+
+    def record_changed(
+        self, volume: tuple[str, str], record: str, changed: Versioned, holders: list[Handle], by: object
+    ) -> Wait[None]:
+        """Tell the holders; ``volume`` is name and uuid. The result is set when they all have acted on it."""
         ...
 
     def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None: ...
@@ -191,6 +199,30 @@ class Manager:
                 log.warning("volume %s: a holder did not acknowledge its new size within %g s", name, ACK_LIMIT_S)
             return info
 
+    # Records --------------------------------------------------------------------------------------------------------
+    # No lock of the volume: one statement of the catalogue decides, and nobody waits for who opens or resizes.
+
+    async def get_record(self, name: str, record: str) -> Versioned:
+        """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
+        uuid = self._record(name).uuid
+        _check_record(record)
+        found: Versioned = await self._on_thread(lambda: self._catalog.get_record(uuid, record))
+        return found
+
+    async def put_record(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:
+        """Replace version ``version``: ESTALE where it is another; E2BIG. Waits (bounded) until the holders know."""
+        uuid = self._record(name).uuid
+        _check_record(record)
+        if len(data) > MAX_RECORD_BYTES:
+            raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
+        changed: Versioned = await self._on_thread(lambda: self._catalog.put_record(uuid, record, version, data))
+        held = self._open.get(name)
+        holders = [handle for handle in held.handles if not handle.is_closing] if held else []
+        known = self._watcher.record_changed((name, uuid), record, changed, holders, by)
+        if not await self._runtime.wait(known, ACK_LIMIT_S):
+            log.warning("volume %s: a holder did not acknowledge its %s within %g s", name, record, ACK_LIMIT_S)
+        return changed
+
     # Holding --------------------------------------------------------------------------------------------------------
 
     async def open(
@@ -332,3 +364,8 @@ class Manager:
                 del self._locks[name]
             else:
                 self._locks[name] = (lock, users - 1)
+
+
+def _check_record(record: str) -> None:
+    if not _RECORD.fullmatch(record):
+        raise OSError(errno.EINVAL, f"{record!r} is no name of a record: {RECORD_RULE}")

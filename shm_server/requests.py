@@ -18,6 +18,7 @@ from shm_server.abi import control, layout, segment
 from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
+from shm_server.volumes.catalog import Versioned
 from shm_server.volumes.handle import Handle
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ class Requests:
             control.Remove: self._remove,
             control.Resize: self._resize,
             control.Stat: self._stat,
+            control.GetRecord: self._get_record,
+            control.PutRecord: self._put_record,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -213,6 +216,16 @@ class Requests:
     async def _stat(self, client: Client, request: control.Stat) -> control.Reply:
         return control.Volume(request.id, self.manager.stat(request.name))
 
+    async def _get_record(self, client: Client, request: control.GetRecord) -> control.Reply:
+        found = await self.manager.get_record(request.name, request.record)
+        return control.Record(request.id, request.record, found.version, found.data)
+
+    async def _put_record(self, client: Client, request: control.PutRecord) -> control.Reply:
+        changed = await self.manager.put_record(
+            request.name, request.record, request.version, request.data, client
+        )
+        return control.Record(request.id, request.record, changed.version, b"")
+
     async def _list(self, client: Client, request: control.List) -> control.Reply:
         return control.Volumes(request.id, self.manager.stat_all())
 
@@ -235,6 +248,24 @@ class Requests:
 
     def volume_resized(self, info: control.VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
         """Whoever asked for it is told too, but not waited for: it waits for us."""
+        clients = list(self._host.clients())
+        return self._tell_and_wait(clients, holders, by, lambda sequence: control.VolumeResized(sequence, info))
+
+    def record_changed(
+        self, volume: tuple[str, str], record: str, changed: Versioned, holders: list[Handle], by: object
+    ) -> Wait[None]:
+        """Whoever changed it has its reply."""
+        others = [client for client in self._host.clients() if client is not by]
+
+        def event(sequence: int) -> control.Event:
+            return control.RecordChanged(sequence, *volume, record, changed.version, changed.data)
+
+        return self._tell_and_wait(others, holders, by, event)
+
+    def _tell_and_wait(
+        self, clients: list[Client], holders: list[Handle], by: object, make: Callable[[int], control.Event]
+    ) -> Wait[None]:
+        """Tell those who hold or subscribed; the result is set when the holders but ``by`` have acknowledged it."""
         everyone: Wait[None] = Wait()
         waiting: set[int] = set()
 
@@ -244,7 +275,7 @@ class Requests:
                 everyone.set()
 
         told = []
-        for client in list(self._host.clients()):
+        for client in clients:
             is_holder = any(handle in holders for handle in client.handles())
             if not is_holder and not client.is_subscribed:
                 continue
@@ -254,7 +285,7 @@ class Requests:
                 known.start(partial(acknowledged, client.number))
             told.append((client, known))
         for client, known in told:
-            self._event(client, lambda sequence: control.VolumeResized(sequence, info), known)
+            self._event(client, make, known)
         if not waiting:
             everyone.set()
         return everyone

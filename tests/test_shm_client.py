@@ -501,3 +501,26 @@ def test_default_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", "/home/u")
     assert paths.state_dir() == Path("/home/u/.local/state/iscsi-ovs")
+
+
+def test_records_are_kept_with_a_volume(context: Context, server: ServerProcess) -> None:
+    """get_record and put_record: versions, ESTALE, and RecordChanged for who has the volume open elsewhere."""
+    events: list[control.Event] = []
+    assert context.get_record("demo", "modes") == (0, b"")
+    with Context(server.socket_path, on_event=events.append) as other, other.open("demo"):
+        answers: list[object] = []
+        context._service.put_record("demo", "modes", 0, b"one", answers.append)
+        while not events:
+            context.poll()
+            other.poll()
+        while not answers:
+            context.poll()
+    (event,) = events
+    assert isinstance(event, control.RecordChanged)
+    assert (event.name, event.record, event.version, event.data) == ("demo", "modes", 1, b"one")
+    assert context.get_record("demo", "modes") == (1, b"one")
+    with raises(errno.ESTALE):
+        context.put_record("demo", "modes", 0, b"two")
+    assert context.put_record("demo", "modes", 1, b"two") == 2
+    with raises(errno.ENOENT):
+        context.get_record("nowhere", "modes")

@@ -31,6 +31,7 @@ DEFAULT_SEGMENT_BYTES = 16 << 20
 
 Opening = Callable[["DeviceHandle | OSError"], None]
 Ending = Callable[["OSError | None"], None]
+Recording = Callable[["control.Record | OSError"], None]
 _M = TypeVar("_M", bound=control.Message)
 
 
@@ -234,6 +235,15 @@ class Service:
         self.flush()
         self.request(control.Close(0, device.handle), closed)
 
+    def get_record(self, name: str, record: str, callback: Recording) -> None:
+        """A volume's durable record (CONTRACTS 6); version 0 and no data where it was never put."""
+        self.request(control.GetRecord(0, name, record), partial(_recorded, callback))
+
+    def put_record(self, name: str, record: str, version: int, data: bytes, callback: Recording) -> None:
+        """Replace version ``version`` of a record. The answer is the new version, durable and known to the volume's
+        other holders; ESTALE: somebody else replaced it first (their RecordChanged event has come before)."""
+        self.request(control.PutRecord(0, name, record, version, data), partial(_recorded, callback))
+
     def request(self, message: control.Request, callback: Callback) -> None:
         """Send any control request (its id is set here); the callback gets the reply or an OSError, later."""
         try:
@@ -299,6 +309,10 @@ class Service:
     def close(self) -> None:
         """Leave: the server frees all that we held. Outstanding requests complete as UNREACHABLE; on_lost is called."""
         self._break(errno.ENOTCONN, "the link to the volume server was closed")
+
+
+def _recorded(callback: Recording, answer: Answer) -> None:
+    callback(answer if isinstance(answer, control.Record) else _not_an_answer(answer))
 
 
 def _not_an_answer(answer: Answer) -> OSError:

@@ -18,6 +18,7 @@ from shm_server.abi import layout
 
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 1 << 20
+MAX_RECORD_BYTES = 64 << 10
 ATTACH_DESCRIPTORS = 4
 
 
@@ -86,6 +87,27 @@ class Stat(Message, frozen=True):
     name: str
 
 
+class GetRecord(Message, frozen=True):
+    """A record of a volume, as it is. A record that was never put has version 0 and no data."""
+
+    id: int
+    name: str
+    record: str
+
+
+class PutRecord(Message, frozen=True):
+    """Replace version ``version`` of a record; ESTALE where it has another one meanwhile.
+
+    The reply comes when the new version is durable and every other holder of the volume has acknowledged it (bounded).
+    """
+
+    id: int
+    name: str
+    record: str
+    version: int
+    data: bytes
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -97,7 +119,7 @@ class ListHandles(Message, frozen=True):
 
 
 class Subscribe(Message, frozen=True):
-    """Get VolumeCreated/Removed/Resized of every volume from now on (holders get theirs without asking).
+    """Get the events of every volume from now on (holders get theirs without asking).
 
     Answered with Volumes: the list as it is at the moment the subscription begins.
     """
@@ -173,6 +195,15 @@ class Volume(Message, frozen=True):
     info: VolumeInfo
 
 
+class Record(Message, frozen=True):
+    """Reply to GetRecord; to PutRecord with the new version and without the data."""
+
+    id: int
+    record: str
+    version: int
+    data: bytes
+
+
 class Volumes(Message, frozen=True):
     id: int
     infos: list[VolumeInfo]
@@ -218,6 +249,17 @@ class VolumeResized(Message, frozen=True):
     info: VolumeInfo
 
 
+class RecordChanged(Message, frozen=True):
+    """Another client has replaced a record. Whoever did waits for the Acks of the volume's holders (bounded)."""
+
+    sequence: int
+    name: str
+    uuid: str
+    record: str
+    version: int
+    data: bytes
+
+
 class ReleaseRequested(Message, frozen=True):
     """Somebody removes the volume by force: close your handles on it, then Ack."""
 
@@ -227,10 +269,23 @@ class ReleaseRequested(Message, frozen=True):
 
 
 Request: TypeAlias = (
-    Hello | Attach | Open | Close | Create | Remove | Resize | Stat | List | ListHandles | Subscribe | Ack
+    Hello
+    | Attach
+    | Open
+    | Close
+    | Create
+    | Remove
+    | Resize
+    | Stat
+    | GetRecord
+    | PutRecord
+    | List
+    | ListHandles
+    | Subscribe
+    | Ack
 )
-Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | ReleaseRequested
-Reply: TypeAlias = Welcome | Attached | Opened | Volume | Volumes | Handles | Done | Failed
+Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | RecordChanged | ReleaseRequested
+Reply: TypeAlias = Welcome | Attached | Opened | Volume | Record | Volumes | Handles | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

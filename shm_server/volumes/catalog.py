@@ -2,16 +2,22 @@
 
 A volume is entered as "creating" before its store is made and as "removing" before its store goes, so that a crash in
 between is seen, and undone, at the next start. The format has a number; a newer one than ours is refused by name.
+
+A volume also has named records, opaque to us, replaced by compare-and-swap on their version (CONTRACTS 6: the state
+that several initiators share). They go with the volume.
 """
 
 from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-FORMAT = 1
+FORMAT = 2  # 1 had no records
 APPLICATION_ID = 0x4F565343  # "OVSC"
 
 _SCHEMA = """
@@ -23,6 +29,16 @@ CREATE TABLE volumes (
     state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'removing'))
 ) WITHOUT ROWID;
 """
+_RECORDS_SCHEMA = """
+CREATE TABLE records (
+    uuid TEXT NOT NULL,
+    record TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (uuid, record)
+);
+"""
+MAX_RECORDS = 16  # of one volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +47,13 @@ class Record:
     uuid: str
     size_bytes: int
     generation: int
+
+
+class Versioned(NamedTuple):
+    """What a volume keeps under a name. Version 0: nothing yet."""
+
+    version: int
+    data: bytes
 
 
 class Catalog:
@@ -60,6 +83,7 @@ class Catalog:
         if (application, version) == (0, 0):
             execute("BEGIN IMMEDIATE")
             execute(_SCHEMA)
+            execute(_RECORDS_SCHEMA)
             execute(f"PRAGMA application_id={APPLICATION_ID}")
             execute(f"PRAGMA user_version={FORMAT}")
             execute("COMMIT")
@@ -71,6 +95,11 @@ class Catalog:
                 f"catalogue {self._path} has format {version}, this server knows up to {FORMAT}: "
                 f"a newer shm-server wrote it",
             )
+        elif version < FORMAT:
+            execute("BEGIN IMMEDIATE")
+            execute(_RECORDS_SCHEMA)
+            execute(f"PRAGMA user_version={FORMAT}")
+            execute("COMMIT")
 
     def load(self) -> list[Record]:
         """The volumes that are whole."""
@@ -99,14 +128,57 @@ class Catalog:
         self._change("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
 
     def forget(self, name: str) -> None:
-        self._change("DELETE FROM volumes WHERE name = ?", (name,))
+        """A volume and its records, at once."""
+        with self._transaction() as execute:
+            execute("DELETE FROM records WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
+            execute("DELETE FROM volumes WHERE name = ?", (name,))
 
     def resize(self, name: str, size_bytes: int, generation: int) -> None:
         self._change("UPDATE volumes SET size_bytes = ?, generation = ? WHERE name = ?", (size_bytes, generation, name))
 
     def _change(self, statement: str, values: tuple[str | int, ...]) -> None:
+        with self._transaction() as execute:
+            execute(statement, values)
+
+    # Records --------------------------------------------------------------------------------------------------------
+
+    def get_record(self, uuid: str, record: str) -> Versioned:
+        """Version 0 where it was never put."""
         try:
-            self._database.execute(statement, values)
+            row = self._database.execute(
+                "SELECT version, data FROM records WHERE uuid = ? AND record = ?", (uuid, record)
+            ).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise OSError(errno.EIO, f"catalogue {self._path}: {error}") from None
+        return Versioned(0, b"") if row is None else Versioned(*row)
+
+    def put_record(self, uuid: str, record: str, version: int, data: bytes) -> Versioned:
+        """Replace version ``version`` of a record, durably. ESTALE: it has another one; ENOENT: no such volume."""
+        with self._transaction() as execute:
+            whole = execute("SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready'", (uuid,))
+            if whole.fetchone() is None:
+                raise OSError(errno.ENOENT, f"there is no volume with uuid {uuid}")
+            present = self.get_record(uuid, record).version
+            if present != version:
+                raise OSError(errno.ESTALE, f"record {record} has version {present}, not {version}")
+            if not version:
+                (count,) = execute("SELECT count(*) FROM records WHERE uuid = ?", (uuid,)).fetchone()
+                if count >= MAX_RECORDS:
+                    raise OSError(errno.ENOSPC, f"the volume has {count} records, which is the most it can have")
+            execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (uuid, record, version + 1, data))
+        return Versioned(version + 1, data)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """All of it or, where anything raises, nothing; durable at the end."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database.execute
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             number = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(number, f"catalogue {self._path}: {error}") from None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from shm_server.volumes.catalog import Catalog, Record
+from shm_server.volumes.catalog import MAX_RECORDS, Catalog, Record, Versioned
 
 DEMO = Record("demo", "00" * 16, 4096, 1)
 
@@ -39,8 +40,76 @@ def test_a_newer_format_is_refused_by_number(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version=7")
     database.close()
-    with pytest.raises(OSError, match="format 7, this server knows up to 1"):
+    with pytest.raises(OSError, match="format 7, this server knows up to 2"):
         Catalog(path)
+
+
+def test_a_catalogue_without_records_gets_them(tmp_path: Path) -> None:
+    """Format 1 is brought to format 2 when it is opened; its volumes stay."""
+    path = tmp_path / "c.sqlite"
+    catalog = Catalog(path)
+    catalog.begin_create(DEMO)
+    catalog.finish_create("demo")
+    catalog.close()
+    database = sqlite3.connect(path)
+    database.executescript("DROP TABLE records; PRAGMA user_version=1;")
+    database.close()
+    again = Catalog(path)
+    assert again.load() == [DEMO]
+    assert again.put_record(DEMO.uuid, "modes", 0, b"x") == Versioned(1, b"x")
+    again.close()
+    third = Catalog(path)
+    assert third.get_record(DEMO.uuid, "modes") == Versioned(1, b"x")
+    third.close()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog(tmp_path / "c.sqlite")
+    opened.begin_create(DEMO)
+    opened.finish_create("demo")
+    yield opened
+    opened.close()
+
+
+def test_a_record_is_replaced_by_version(catalog: Catalog) -> None:
+    """Only who names the present version replaces it; a refused one changes nothing."""
+    assert catalog.get_record(DEMO.uuid, "modes") == Versioned(0, b"")
+    assert catalog.put_record(DEMO.uuid, "modes", 0, b"one") == Versioned(1, b"one")
+    assert catalog.put_record(DEMO.uuid, "modes", 1, b"") == Versioned(2, b"")
+    for stale in (0, 1, 3, -1, 1 << 70):
+        with pytest.raises(OSError, match="version 2, not") as caught:
+            catalog.put_record(DEMO.uuid, "modes", stale, b"two")
+        assert caught.value.errno == errno.ESTALE
+    assert catalog.get_record(DEMO.uuid, "modes") == Versioned(2, b"")
+    assert catalog.get_record(DEMO.uuid, "others") == Versioned(0, b"")
+
+
+def test_records_go_with_the_volume(catalog: Catalog) -> None:
+    """Another volume's stay; one that is gone, or on its way, takes none."""
+    other = Record("other", "11" * 16, 4096, 1)
+    catalog.begin_create(other)
+    catalog.finish_create("other")
+    catalog.put_record(DEMO.uuid, "modes", 0, b"one")
+    catalog.put_record(other.uuid, "modes", 0, b"two")
+    catalog.begin_remove("demo")
+    for _ in range(2):
+        with pytest.raises(OSError) as caught:
+            catalog.put_record(DEMO.uuid, "modes", 1, b"late")
+        assert caught.value.errno == errno.ENOENT
+        catalog.forget("demo")
+    assert catalog.get_record(DEMO.uuid, "modes") == Versioned(0, b"")
+    assert catalog.get_record(other.uuid, "modes") == Versioned(1, b"two")
+
+
+def test_a_volume_has_so_many_records(catalog: Catalog) -> None:
+    """ENOSPC for one more; those that are there can be replaced."""
+    for number in range(MAX_RECORDS):
+        catalog.put_record(DEMO.uuid, f"r{number}", 0, b"")
+    with pytest.raises(OSError) as caught:
+        catalog.put_record(DEMO.uuid, "more", 0, b"")
+    assert caught.value.errno == errno.ENOSPC
+    assert catalog.put_record(DEMO.uuid, "r0", 1, b"x").version == 2
 
 
 def test_something_else_is_no_catalogue(tmp_path: Path) -> None:
