@@ -96,6 +96,8 @@ class Sense(NamedTuple):
 
 # What the gates themselves say; everything else is named in commands.sense.
 NOT_READY = Sense(0x02, 0x04, 0x00)  # LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE
+SANITIZE_IN_PROGRESS = Sense(0x02, 0x04, 0x1B)
+MEDIUM_NOT_PRESENT = Sense(0x02, 0x3A, 0x00)
 INVALID_COMMAND_OPERATION_CODE = Sense(0x05, 0x20, 0x00)
 INVALID_FIELD_IN_CDB = Sense(0x05, 0x24, 0x00)
 LOGICAL_UNIT_NOT_SUPPORTED = Sense(0x05, 0x25, 0x00)
@@ -103,6 +105,7 @@ WRITE_PROTECTED = Sense(0x07, 0x27, 0x00)
 UNIT_ATTENTION_KEY = 0x06
 
 # Unit attentions (ASC, ASCQ)
+MEDIUM_MAY_HAVE_CHANGED = (0x28, 0x00)  # NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
 POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: what a new nexus hears
 BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
 CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
@@ -119,10 +122,19 @@ class FieldPointer(NamedTuple):
     is_cdb: bool = True
 
 
+class Progress(NamedTuple):
+    """How far something long has come (SPC-4 4.5.2.4.4): 0 to 65535."""
+
+    value: int
+
+
+SenseKeySpecific = FieldPointer | Progress
+
+
 class CheckCondition(errors.Error):
     """SCSI says no. Leaves at LogicalUnit.execute as CHECK CONDITION with this sense."""
 
-    def __init__(self, sense: Sense, pointer: FieldPointer | None = None, information: int | None = None) -> None:
+    def __init__(self, sense: Sense, pointer: SenseKeySpecific | None = None, information: int | None = None) -> None:
         super().__init__(sense)
         self.sense = sense
         self.pointer = pointer
@@ -158,6 +170,7 @@ class Operation:
     handler: Callable[[LogicalUnit, Command], Execution]
     needs_medium: bool = False  # BUSY while the volume server is away, NOT READY where the volume is not held
     allowed_under_unit_attention: bool = False
+    needs_thin: bool = False  # there only where logical block provisioning is
 
     @property
     def cdb_length(self) -> int:
@@ -174,14 +187,16 @@ class CommandSet:
     """What a command set hands to logical units, which know none themselves.
 
     ``build_sense(sense, pointer, information, descriptor_format)`` gives the bytes; ``failures`` what storage's
-    errors mean (None: BUSY, the initiator tries again).
+    errors mean (None: BUSY, the initiator tries again); ``write_through`` makes of a row one that answers only when
+    what it wrote is durable.
     """
 
     operations: tuple[Operation, ...]
     absent: tuple[Operation, ...]  # of LUNs that don't exist
     well_known: tuple[Operation, ...]  # of the REPORT LUNS well known logical unit
-    build_sense: Callable[[Sense, FieldPointer | None, int | None, bool], bytes]
+    build_sense: Callable[[Sense, SenseKeySpecific | None, int | None, bool], bytes]
     failures: Mapping[block.Error, Sense | None]
+    write_through: Callable[[Operation], Operation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +205,39 @@ class Identity:
 
     volume_name: str
     uuid_hex: str
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """What kind of disk a logical unit presents itself as: an operator's choice, the same on every path.
+
+    A volume of bytes is cut into whole ``logical_block_bytes``; what is left over is not shown. ``write_cache`` off
+    makes every write durable before it is answered.
+    """
+
+    is_thin: bool = True
+    logical_block_bytes: int = 512
+    physical_block_bytes: int = 4096
+    is_read_only: bool = False
+    is_removable: bool = False
     vendor: str = "OVS"
     product: str = "SHM VOLUME"
     revision: str = "0001"
+    serial: str | None = None  # None: the volume's UUID
+    naa: int | None = None  # 64 or 128 bits; None: locally assigned, from the volume's UUID
+    write_cache: bool = True
+    rotation_rate: int = 1  # as VPD page B1 has it: 1 does not rotate, else revolutions a minute
+
+    def __post_init__(self) -> None:
+        if self.logical_block_bytes not in (512, 4096):
+            raise ValueError(f"logical_block_bytes: {self.logical_block_bytes}, not 512 or 4096")
+        if self.physical_block_bytes < self.logical_block_bytes or self.physical_block_bytes not in (512, 4096):
+            raise ValueError(f"physical_block_bytes: {self.physical_block_bytes}, not 4096 or a logical block")
+        if not 0 <= self.rotation_rate <= 0xFFFE:
+            raise ValueError(f"rotation_rate: {self.rotation_rate} does not fit")
+        naa = self.naa
+        if naa is not None and naa >> 60 not in (2, 3, 5) and naa >> 124 != 6:
+            raise ValueError(f"naa: {naa:x} is no NAA 2, 3 or 5 identifier of 64 bits, nor NAA 6 of 128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +261,9 @@ class LogicalUnit:
     """One logical unit: identity, geometry, mode state, the nexuses that see it; executes commands.
 
     The gates, in this order: LUN (the router), unit attention, reservation (none yet), operation known, CDB whole and
-    without NACA, write protection, medium. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
+    without NACA, medium, write protection. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
     medium: the volume is withdrawn, or could not be opened; a unit that is ``block``ed says BUSY, which initiators
-    retry.
+    retry. What else keeps it from its medium, ejected or being sanitized, is behind ``is_obstructed``.
     """
 
     def __init__(
@@ -228,26 +273,28 @@ class LogicalUnit:
         geometry: block.Geometry,
         *,
         limits: Limits | None = None,
-        is_read_only: bool = False,
+        personality: Personality | None = None,
         peripheral: int = DISK,
         operations: tuple[Operation, ...] | None = None,
     ) -> None:
         self.command_set = command_set
         self.identity = identity
         self.limits = limits or Limits()
-        self.is_read_only = is_read_only
+        self.personality = personality or Personality()
+        self.is_read_only = self.personality.is_read_only
+        self.write_cache = self.personality.write_cache
         self.peripheral = peripheral
         self.descriptor_sense = False  # D_SENSE of the control mode page
         self.blocked_because: str | None = None
-        self.operations = command_set.operations if operations is None else operations
+        self.has_medium = True
+        self._sanitize_progress: int | None = None
+        self.is_obstructed = False  # one of the three above
+        rows = command_set.operations if operations is None else operations
+        self.operations = tuple(row for row in rows if self.personality.is_thin or not row.needs_thin)
         self._unknown = LOGICAL_UNIT_NOT_SUPPORTED if peripheral == ABSENT else INVALID_COMMAND_OPERATION_CODE
         self._by_opcode: list[Operation | None] = [None] * 256
         self._by_service_action: dict[tuple[int, int], Operation] = {}
-        for operation in self.operations:
-            if operation.service_action is None:
-                self._by_opcode[operation.opcode] = operation
-            else:
-                self._by_service_action[operation.opcode, operation.service_action] = operation
+        self._index_operations()
         self._nexuses: dict[int, Nexus] = {}  # by id(): a Nexus is mutable, so it has no hash
         # bound once: they go with every request
         self.finish_read: Callable[[block.Completion], Outcome] = self._finish_read
@@ -256,9 +303,25 @@ class LogicalUnit:
 
     def _set_geometry(self, geometry: block.Geometry) -> None:
         self.geometry = geometry
-        self.block_bytes = geometry.logical_block_bytes
-        self.capacity_blocks = geometry.size_bytes // geometry.logical_block_bytes
-        self.max_transfer_blocks = self.limits.max_transfer_bytes // geometry.logical_block_bytes
+        self.block_bytes = self.personality.logical_block_bytes
+        self.capacity_blocks = geometry.size_bytes // self.block_bytes
+        self.max_transfer_blocks = self.limits.max_transfer_bytes // self.block_bytes
+
+    def _index_operations(self) -> None:
+        """Rows by opcode; without a write cache those that write through, so that with one nothing is asked."""
+        for row in self.operations:
+            if not self.write_cache:
+                row = self.command_set.write_through(row)
+            if row.service_action is None:
+                self._by_opcode[row.opcode] = row
+            else:
+                self._by_service_action[row.opcode, row.service_action] = row
+
+    def set_write_cache(self, is_on: bool) -> None:
+        """WCE. Off: writes from now on are durable before they are answered (those before are not: flush)."""
+        if is_on != self.write_cache:
+            self.write_cache = is_on
+            self._index_operations()
 
     # Commands ---------------------------------------------------------------------------------------------------
 
@@ -280,8 +343,8 @@ class LogicalUnit:
             if cdb[length - 1] & NACA:
                 raise invalid_field(length - 1, 2)
             if operation.needs_medium:
-                if self.blocked_because is not None:
-                    return Outcome(BUSY)
+                if self.is_obstructed:
+                    return self._refuse()
                 device = command.nexus.devices.get(self)
                 if device is None:
                     raise CheckCondition(NOT_READY)
@@ -291,6 +354,24 @@ class LogicalUnit:
             return operation.handler(self, command)
         except CheckCondition as condition:
             return Outcome(CHECK_CONDITION, self.build_sense(condition))
+
+    def reach_medium(self, command: Command) -> Outcome | None:
+        """The gate of ``needs_medium``, for a command of which only some forms do; None: it is through."""
+        if self.is_obstructed:
+            return self._refuse()
+        command.device = command.nexus.devices.get(self)
+        if command.device is None:
+            raise CheckCondition(NOT_READY)
+        return None
+
+    def _refuse(self) -> Outcome:
+        """Something stands between a command and the medium: say what."""
+        if self.blocked_because is not None:
+            return Outcome(BUSY)
+        if not self.has_medium:
+            raise CheckCondition(MEDIUM_NOT_PRESENT)
+        assert self._sanitize_progress is not None
+        raise CheckCondition(SANITIZE_IN_PROGRESS, Progress(self._sanitize_progress))
 
     def build_sense(self, condition: CheckCondition) -> bytes:
         """Sense data in the format that the control mode page says."""
@@ -332,10 +413,11 @@ class LogicalUnit:
         self._nexuses.pop(id(nexus), None)
         nexus.attentions.pop(self, None)
 
-    def raise_attention(self, code: tuple[int, int]) -> None:
-        """Establish a unit attention condition on every nexus."""
+    def raise_attention(self, code: tuple[int, int], but: Nexus | None = None) -> None:
+        """Establish a unit attention condition on every nexus, ``but`` one."""
         for nexus in self._nexuses.values():
-            self.attend(nexus, code)
+            if nexus is not but:
+                self.attend(nexus, code)
 
     def attend(self, nexus: Nexus, code: tuple[int, int]) -> None:
         """Establish a unit attention condition on one nexus; one that is pending already stays single."""
@@ -353,10 +435,39 @@ class LogicalUnit:
     def block(self, reason: str) -> None:
         """Medium commands are BUSY from now on (the volume server is away, a reset waits for a stuck disk)."""
         self.blocked_because = reason
+        self._obstruct()
 
     def unblock(self) -> None:
         """Medium commands go through again."""
         self.blocked_because = None
+        self._obstruct()
+
+    def eject(self) -> None:
+        """The medium of a removable unit is out: 02/3A/00 until it is loaded."""
+        self.has_medium = False
+        self._obstruct()
+
+    def load(self, nexus: Nexus | None = None) -> None:
+        """The medium is in again. All nexuses hear that it may be another one, but the one that put it in."""
+        if not self.has_medium:
+            self.has_medium = True
+            self._obstruct()
+            self.raise_attention(MEDIUM_MAY_HAVE_CHANGED, but=nexus)
+
+    @property
+    def sanitize_progress(self) -> int | None:
+        """How far a sanitize operation has come, 0 to 65535; None: there is none."""
+        return self._sanitize_progress
+
+    @sanitize_progress.setter
+    def sanitize_progress(self, progress: int | None) -> None:
+        self._sanitize_progress = progress
+        self._obstruct()
+
+    def _obstruct(self) -> None:
+        self.is_obstructed = (
+            self.blocked_because is not None or not self.has_medium or self._sanitize_progress is not None
+        )
 
     def reset(self) -> None:
         """LOGICAL UNIT RESET's part for SCSI: mode parameters to defaults, and every nexus hears of it.
@@ -391,9 +502,7 @@ class TaskRouter:
         nobody = Identity("", "0" * 32)
         nothing = block.Geometry(0)
         self._absent = LogicalUnit(command_set, nobody, nothing, peripheral=ABSENT, operations=command_set.absent)
-        well_known = LogicalUnit(
-            command_set, nobody, nothing, peripheral=WELL_KNOWN, operations=command_set.well_known
-        )
+        well_known = LogicalUnit(command_set, nobody, nothing, peripheral=WELL_KNOWN, operations=command_set.well_known)
         self._by_lun: dict[int, LogicalUnit] = {REPORT_LUNS_WELL_KNOWN_LUN: well_known}
         for number, unit in (units or {}).items():
             self.add(number, unit)

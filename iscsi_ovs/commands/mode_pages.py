@@ -97,8 +97,9 @@ def _read_write_error_recovery(unit: scsi.LogicalUnit, control: int) -> bytes:
 
 
 def _caching(unit: scsi.LogicalUnit, control: int) -> bytes:
-    """WCE=1: a write is acknowledged before it is durable (CONTRACTS 1), so initiators must flush."""
-    return Caching(flags_2=0 if control == CHANGEABLE else WCE).pack()
+    """WCE=1: a write is acknowledged before it is durable (CONTRACTS 1), so initiators must flush. WCE=0: never."""
+    is_on = control != CHANGEABLE and unit.write_cache
+    return Caching(flags_2=WCE if is_on else 0).pack()
 
 
 def _control(unit: scsi.LogicalUnit, control: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iscsi_ovs.commands import sbc, sense, spc
+from iscsi_ovs.commands import sbc, sense, spc, write_through
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
 
 _NONE, _IN, _OUT = Direction.NONE, Direction.IN, Direction.OUT
@@ -20,6 +20,11 @@ def _always(row: Operation) -> Operation:
     """SAM-5 5.14.3: INQUIRY, REPORT LUNS and REQUEST SENSE are answered whatever unit attention is pending; they are
     what LUNs without a unit answer, too."""
     return replace(row, allowed_under_unit_attention=True)
+
+
+def _thin(row: Operation) -> Operation:
+    """LBPU (SBC-3 6.5.4): what a fully provisioned unit does not have."""
+    return replace(row, needs_thin=True)
 
 
 _hex = bytes.fromhex
@@ -52,13 +57,13 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
     Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
-    Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit, _MEDIUM),
+    Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit),
     Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, sbc.read_capacity_10, _MEDIUM),
     Operation(0x28, None, "READ (10)",            _IN,   _at_lba_10(0x28, 0x18), sbc.read_10, _MEDIUM),
     Operation(0x2A, None, "WRITE (10)",           _OUT,  _at_lba_10(0x2A, 0x18), sbc.write_10, _MEDIUM),
     Operation(0x35, None, "SYNCHRONIZE CACHE (10)", _NONE, _at_lba_10(0x35, 0x02), sbc.synchronize_cache_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), sbc.write_same_10, _MEDIUM),
-    Operation(0x42, None, "UNMAP",                _OUT,  _hex("42 00 00000000 00 ffff 00"), sbc.unmap, _MEDIUM),
+    _thin(Operation(0x42, None, "UNMAP",          _OUT,  _hex("42 00 00000000 00 ffff 00"), sbc.unmap, _MEDIUM)),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
     Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
     Operation(0x8A, None, "WRITE (16)",           _OUT,  _at_lba_16(0x8A, 0x18), sbc.write_16, _MEDIUM),
@@ -92,4 +97,5 @@ COMMAND_SET = CommandSet(
     well_known=WELL_KNOWN_OPERATIONS,
     build_sense=sense.build,
     failures=sense.FAILURES,
+    write_through=write_through.row,
 )

@@ -183,12 +183,12 @@ def read_capacity_16(unit: LogicalUnit, command: Command) -> Execution:
     fields = cdb.ReadCapacity16.unpack_from(command.cdb)
     if fields.lba and not fields.flags & cdb.PMI:
         raise invalid_field(2)
-    geometry = unit.geometry
+    exponent = (unit.personality.physical_block_bytes // unit.block_bytes).bit_length() - 1
     data = cdb.ReadCapacity16Data(
         last_lba=max(unit.capacity_blocks - 1, 0),
         block_bytes=unit.block_bytes,
-        exponent=(geometry.physical_block_bytes // unit.block_bytes).bit_length() - 1,
-        provisioning=cdb.LBPME | cdb.LBPRZ,  # lowest aligned LBA 0
+        exponent=exponent,
+        provisioning=cdb.LBPME | cdb.LBPRZ if unit.personality.is_thin else 0,  # lowest aligned LBA 0
     ).pack()[: fields.allocation_length]
     return Outcome(data=data, transfer_bytes=len(data))
 
@@ -213,7 +213,8 @@ def get_lba_status(unit: LogicalUnit, command: Command) -> Execution:
             data_length=cdb.LbaStatus.SIZE - 4,
             lba=lba,
             blocks=blocks or 1,  # a run that ends inside of a block: that block is mapped
-            provisioning_status=_MAPPED if is_data or not blocks else _DEALLOCATED,
+            # SBC-3 4.7.2: "a fully provisioned logical unit … every LBA is mapped"
+            provisioning_status=_DEALLOCATED if blocks and not is_data and unit.personality.is_thin else _MAPPED,
         ).pack()[: fields.allocation_length]
         return Outcome(data=data, transfer_bytes=len(data))
 
@@ -300,6 +301,8 @@ def _write_same(unit: LogicalUnit, command: Command, flags: int, lba: int, block
         raise invalid_field(1, 7)
     if flags & cdb.ANCHOR:
         raise invalid_field(1, 4)
+    if flags & cdb.UNMAP and not unit.personality.is_thin:
+        raise invalid_field(1, 3)
     if flags & cdb.PBDATA_LBDATA:
         raise invalid_field(1, 2)
     _check_range(unit, lba, blocks)

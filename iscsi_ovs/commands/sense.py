@@ -35,6 +35,8 @@ LOGICAL_UNIT_NOT_SUPPORTED = scsi.LOGICAL_UNIT_NOT_SUPPORTED
 INVALID_FIELD_IN_PARAMETER_LIST = Sense(0x5, 0x26, 0x00)
 SAVING_PARAMETERS_NOT_SUPPORTED = Sense(0x5, 0x39, 0x00)
 WRITE_PROTECTED = scsi.WRITE_PROTECTED
+MEDIUM_NOT_PRESENT = scsi.MEDIUM_NOT_PRESENT
+SANITIZE_IN_PROGRESS = scsi.SANITIZE_IN_PROGRESS
 SPACE_ALLOCATION_FAILED = Sense(0x7, 0x27, 0x07)
 
 # Every block.Error has its row (asserted below). None is BUSY: the initiator tries again, nothing is known to be lost.
@@ -104,38 +106,44 @@ class SenseKeySpecificDescriptor(Derived):
     defaults: ClassVar[dict[str, int]] = {"descriptor_type": 0x02, "additional_length": 0x06}
 
 
-def _field_pointer(pointer: scsi.FieldPointer) -> bytes:
-    """SPC-4 4.5.2.4.2."""
+def _sense_key_specific(pointer: scsi.SenseKeySpecific) -> bytes:
+    """SPC-4 4.5.2.4.2, field pointers; 4.5.2.4.4, progress."""
+    if isinstance(pointer, scsi.Progress):
+        return bytes((SENSE_KEY_SPECIFIC_VALID, *pointer.value.to_bytes(2, "big")))
     flags = SENSE_KEY_SPECIFIC_VALID | (COMMAND_DATA if pointer.is_cdb else 0)
     if pointer.bit is not None:
         flags |= BIT_POINTER_VALID | pointer.bit
     return bytes((flags, *pointer.byte.to_bytes(2, "big")))
 
 
-def build_fixed(sense: Sense, pointer: scsi.FieldPointer | None = None, information: int | None = None) -> bytes:
+def build_fixed(sense: Sense, pointer: scsi.SenseKeySpecific | None = None, information: int | None = None) -> bytes:
     """Fixed format, 18 bytes. An information value that needs more than 32 bits is left out (VALID 0)."""
     fixed = FixedSense(sense_key=sense.key, asc=sense.asc, ascq=sense.ascq)
     if information is not None and information < 1 << 32:
         fixed.response_code |= VALID
         fixed.information = information
     if pointer is not None:
-        fixed.sense_key_specific = _field_pointer(pointer)
+        fixed.sense_key_specific = _sense_key_specific(pointer)
     return fixed.pack()
 
 
-def build_descriptor(sense: Sense, pointer: scsi.FieldPointer | None = None, information: int | None = None) -> bytes:
+def build_descriptor(
+    sense: Sense, pointer: scsi.SenseKeySpecific | None = None, information: int | None = None
+) -> bytes:
     """Descriptor format."""
     descriptors = b""
     if information is not None:
         descriptors += InformationDescriptor(information=information).pack()
     if pointer is not None:
-        descriptors += SenseKeySpecificDescriptor(sense_key_specific=_field_pointer(pointer)).pack()
+        descriptors += SenseKeySpecificDescriptor(sense_key_specific=_sense_key_specific(pointer)).pack()
     header = DescriptorSense(
         sense_key=sense.key, asc=sense.asc, ascq=sense.ascq, additional_sense_length=len(descriptors)
     )
     return header.pack() + descriptors
 
 
-def build(sense: Sense, pointer: scsi.FieldPointer | None, information: int | None, descriptor_format: bool) -> bytes:
+def build(
+    sense: Sense, pointer: scsi.SenseKeySpecific | None, information: int | None, descriptor_format: bool
+) -> bytes:
     """Either format."""
     return (build_descriptor if descriptor_format else build_fixed)(sense, pointer, information)

@@ -5,7 +5,7 @@ Answers are small bytes, cut at the allocation length (SPC-4 4.2.5.6: cutting is
 
 from __future__ import annotations
 
-from iscsi_ovs import scsi
+from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import cdb, mode_pages, sbc, sense, vpd
 from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Operation, Outcome, Sense, invalid_field
 
@@ -72,16 +72,35 @@ def request_sense(unit: LogicalUnit, command: Command) -> Execution:
 
 
 def start_stop_unit(unit: LogicalUnit, command: Command) -> Execution:
-    """The medium neither spins nor comes out. A stop flushes, unless NO_FLUSH, and the unit stays ready: other
-    initiators share it. IMMED is answered when it is done, too."""
+    """A stop flushes, unless NO_FLUSH, and the unit stays ready: other initiators share it. LOEJ takes the medium of a
+    removable unit out, for everybody, or puts it in again. IMMED is answered when it is done, too."""
     fields = cdb.StartStopUnit.unpack_from(command.cdb)
     if fields.action & cdb.POWER_CONDITION:
         raise invalid_field(4, 7)  # no power condition mode page, so no conditions but ACTIVE
-    if fields.action & cdb.LOEJ:
-        raise invalid_field(4, 1)  # RMB is 0
-    if fields.action & cdb.START or fields.action & cdb.NO_FLUSH:
+    is_eject = bool(fields.action & cdb.LOEJ)
+    if is_eject and not unit.personality.is_removable:
+        raise invalid_field(4, 1)
+    if fields.action & cdb.START:
+        if is_eject:
+            unit.load(command.nexus)
         return Outcome()
-    return sbc.flush(unit)
+    if not unit.has_medium:
+        return Outcome()  # it is out already, and stopped
+    if (refusal := unit.reach_medium(command)) is not None:
+        return refusal
+    if not is_eject:
+        return Outcome() if fields.action & cdb.NO_FLUSH else sbc.flush(unit)
+    # SBC-3 5.25: the medium is not to be removed before what is cached is on it, NO_FLUSH or not.
+    flush = sbc.flush(unit)
+
+    def finish(completion: block.Completion) -> Outcome:
+        if completion.error is not None:
+            return unit.failed(completion)
+        unit.eject()
+        return Outcome()
+
+    flush.finish = finish
+    return flush
 
 
 # MODE SENSE -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 from iscsi_ovs import scsi
 from iscsi_ovs.wire import Derived
 
+RMB = 0x80
 SPC_4 = 0x06  # the VERSION field
 RESPONSE_DATA_FORMAT = 0x02
 HISUP = 0x10
@@ -33,7 +34,6 @@ T10_VENDOR, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING = 1, 
 
 UGAVALID = 0x80000000
 WSNZ = 0x01
-NON_ROTATING = 0x0001
 LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
 THIN = 0x02
 
@@ -105,12 +105,13 @@ def padded(text: str, length: int) -> bytes:
 
 def standard(unit: scsi.LogicalUnit) -> bytes:
     """The standard INQUIRY data."""
-    identity = unit.identity
+    personality = unit.personality
     return StandardInquiry(
         peripheral=unit.peripheral,
-        vendor=padded(identity.vendor, 8),
-        product=padded(identity.product, 16),
-        revision=padded(identity.revision, 4),
+        removable=RMB if personality.is_removable else 0,
+        vendor=padded(personality.vendor, 8),
+        product=padded(personality.product, 16),
+        revision=padded(personality.revision, 4),
         version_descriptors=b"".join(value.to_bytes(2, "big") for value in VERSION_DESCRIPTORS).ljust(16, b"\0"),
     ).pack()
 
@@ -121,12 +122,25 @@ def naa_locally_assigned(uuid_hex: str) -> int:
     return 0x3 << 60 | int.from_bytes(digest[:8], "big") & (1 << 60) - 1
 
 
+def naa(unit: scsi.LogicalUnit) -> bytes:
+    """The NAA designator's value: sixteen bytes for NAA 6 (IEEE registered extended), else eight."""
+    value = unit.personality.naa
+    if value is None:
+        value = naa_locally_assigned(unit.identity.uuid_hex)
+    return value.to_bytes(16 if value >> 64 else 8, "big")
+
+
+def serial_number(unit: scsi.LogicalUnit) -> bytes:
+    """The product serial number: the UUID, unless the operator has another."""
+    return (unit.personality.serial or unit.identity.uuid_hex).encode("ascii", "replace")
+
+
 def _supported_pages(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     return bytes(pages_of(unit))
 
 
 def _unit_serial_number(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    return unit.identity.uuid_hex.encode("ascii")
+    return serial_number(unit)
 
 
 def _designator(association: int, kind: int, code_set: int, value: bytes) -> bytes:
@@ -147,16 +161,15 @@ def _name_string(name: str) -> bytes:
 
 
 def _device_identification(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    identity = unit.identity
-    naa = naa_locally_assigned(identity.uuid_hex)
+    identifier = naa(unit)
     # RFC 7143 section 4.2.7.1 and SPC-4: the target port is the iSCSI name, ",t,0x" and the portal group tag.
     port_name = f"{nexus.target_name},t,0x{nexus.portal_group_tag:04x}"
-    t10 = padded(identity.vendor, 8) + identity.uuid_hex.encode("ascii")
+    t10 = padded(unit.personality.vendor, 8) + serial_number(unit)
     return b"".join(
         (
-            _designator(LOGICAL_UNIT, NAA, BINARY, naa.to_bytes(8, "big")),
+            _designator(LOGICAL_UNIT, NAA, BINARY, identifier),
             _designator(LOGICAL_UNIT, T10_VENDOR, ASCII, t10),
-            _designator(LOGICAL_UNIT, SCSI_NAME_STRING, UTF_8, _name_string(f"naa.{naa:016X}")),
+            _designator(LOGICAL_UNIT, SCSI_NAME_STRING, UTF_8, _name_string(f"naa.{identifier.hex().upper()}")),
             _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, nexus.relative_port.to_bytes(4, "big")),
             _designator(TARGET_PORT, TARGET_PORT_GROUP, BINARY, nexus.portal_group_tag.to_bytes(4, "big")),
             _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, _name_string(port_name)),
@@ -167,23 +180,24 @@ def _device_identification(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
 
 def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     limits = unit.limits
-    physical_blocks = max(unit.geometry.physical_block_bytes // unit.block_bytes, 1)
+    physical_blocks = unit.personality.physical_block_bytes // unit.block_bytes
+    can_unmap = unit.personality.is_thin
     return BlockLimits(
         wsnz=WSNZ,
         optimal_transfer_granularity=physical_blocks,
         maximum_transfer_length=unit.max_transfer_blocks,
         optimal_transfer_length=limits.optimal_transfer_bytes // unit.block_bytes,
-        maximum_unmap_lba_count=limits.max_unmap_blocks,
-        maximum_unmap_descriptor_count=limits.max_unmap_descriptors,
-        optimal_unmap_granularity=physical_blocks,
-        unmap_granularity_alignment=UGAVALID,  # alignment 0
+        maximum_unmap_lba_count=limits.max_unmap_blocks if can_unmap else 0,
+        maximum_unmap_descriptor_count=limits.max_unmap_descriptors if can_unmap else 0,
+        optimal_unmap_granularity=physical_blocks if can_unmap else 0,
+        unmap_granularity_alignment=UGAVALID if can_unmap else 0,  # alignment 0
         # What holds for any block; zeros may be longer (scsi.Limits). Zero, "no limit", would be a lie for data.
         maximum_write_same_length=limits.max_write_same_bytes // unit.block_bytes,
     ).pack()
 
 
 def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    return BlockDeviceCharacteristics(medium_rotation_rate=NON_ROTATING).pack()
+    return BlockDeviceCharacteristics(medium_rotation_rate=unit.personality.rotation_rate).pack()
 
 
 def _logical_block_provisioning(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
@@ -205,7 +219,9 @@ assert list(PAGES) == sorted(PAGES), "page 00 lists them in ascending order"
 
 def pages_of(unit: scsi.LogicalUnit) -> list[int]:
     """The pages that a unit has: all for a disk, the list alone where there is none."""
-    return list(PAGES) if unit.peripheral == scsi.DISK else [0x00]
+    if unit.peripheral != scsi.DISK:
+        return [0x00]
+    return [code for code in PAGES if code != 0xB2 or unit.personality.is_thin]
 
 
 def page(unit: scsi.LogicalUnit, nexus: scsi.Nexus, page_code: int) -> bytes | None:

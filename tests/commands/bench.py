@@ -44,13 +44,18 @@ class Bench:
 
     size_bytes: int = 1 << 20
     logical_block_bytes: int = 512
+    personality: scsi.Personality | None = None
     device: MemoryDevice = field(init=False)
     unit: scsi.LogicalUnit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.device = MemoryDevice(self.size_bytes, logical_block_bytes=self.logical_block_bytes)
+        if self.personality is None:
+            self.personality = scsi.Personality(logical_block_bytes=self.logical_block_bytes)
+        self.device = MemoryDevice(self.size_bytes)
         self.pool = MemoryPool(slots=256)
-        self.unit = scsi.LogicalUnit(COMMAND_SET, scsi.Identity("demo", UUID), self.device.geometry)
+        self.unit = scsi.LogicalUnit(
+            COMMAND_SET, scsi.Identity("demo", UUID), self.device.geometry, personality=self.personality
+        )
         self.router = scsi.TaskRouter(COMMAND_SET, {0: self.unit})
         self.nexus = self.login()
         self.payload = b""

@@ -269,7 +269,8 @@ def test_read_capacity_16(disk: Bench) -> None:
     """512e: eight logical blocks a physical one, aligned at 0; thin, and unmapped blocks read as zeros."""
     outcome = disk.execute("9e 10 0000000000000000 00000020 00 00")
     assert outcome.data.hex() == "00000000000007ff000002000003c000" + "00" * 16
-    disk.unit.resize(block.Geometry(1 << 50, 4096, 4096))
+    disk = Bench(logical_block_bytes=4096)
+    disk.unit.resize(block.Geometry(1 << 50))
     disk.nexus.attentions[disk.unit].clear()
     data = disk.execute("9e 10 0000000000000000 00000020 00 00").data
     assert data.hex().startswith(f"{(1 << 38) - 1:016x}000010000000c000")

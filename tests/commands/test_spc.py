@@ -54,11 +54,8 @@ def test_inquiry_refusals(disk: Bench) -> None:
 
 def test_inquiry_strings_are_ascii_and_fit() -> None:
     """Identity that is too long is cut, what is no ASCII is replaced."""
-    identity = scsi.Identity("demo", UUID, vendor="Überlänge", product="x" * 40, revision="12345")
-    unit = scsi.LogicalUnit(COMMAND_SET, identity, block.Geometry(1 << 20))
-    bench = Bench()
-    bench.router.add(1, unit)
-    data = bench.execute("12 00 00 00ff 00", lun=1 << 48).data
+    bench = Bench(personality=scsi.Personality(vendor="Überlänge", product="x" * 40, revision="12345"))
+    data = bench.execute("12 00 00 00ff 00").data
     assert data[8:36] == b"?berl?ng" + b"x" * 16 + b"1234"
 
 
@@ -208,8 +205,8 @@ def test_mode_sense_allocation_length(disk: Bench, length: int) -> None:
 
 def test_mode_sense_of_a_big_disk() -> None:
     """The short descriptor has no room for its blocks: all ones. The long one has."""
-    disk = Bench()
-    disk.unit.resize(block.Geometry(1 << 50, 4096))
+    disk = Bench(logical_block_bytes=4096)
+    disk.unit.resize(block.Geometry(1 << 50))
     disk.nexus.attentions[disk.unit].clear()
     assert disk.execute(mode_6(0, 0x08)).data[4:12].hex() == "ffffffff00001000"
     assert disk.execute(mode_10(0x10, 0x08)).data[8:24].hex() == "00000040000000000000000000001000"
