@@ -20,6 +20,7 @@ from typing import Any
 from iscsi_ovs import block, pdu, scsi
 from iscsi_ovs.commands import COMMAND_SET
 from iscsi_ovs.errors import LoginError
+from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.driver import EDGE, Driver
 from iscsi_ovs.net.portal import Address
@@ -353,6 +354,13 @@ class TargetServer:
             raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")
         if name not in self.disks:
             raise LoginError(*NOT_FOUND, f"no target {name!r}")
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        """How an initiator proves itself to a target (None: in discovery)."""
+        return OPEN
+
+    def random_bytes(self, count: int) -> bytes:
+        return secrets.token_bytes(count)
 
     def output_ready(self, connection: Connection) -> None:
         self.driver.output_ready(connection)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from iscsi_ovs import pdu
 from iscsi_ovs.login.keys import DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH, Offer, Parameters, Stage
 from iscsi_ovs.login.negotiation import (
+    AUTHENTICATION_FAILURE,
     INITIATOR_ERROR,
     MISSING_PARAMETER,
     OUT_OF_RESOURCES,
@@ -21,6 +22,7 @@ from iscsi_ovs.login.negotiation import (
     Negotiation,
     refuse,
 )
+from iscsi_ovs.login.policy import NONE, OPEN, Policy
 from iscsi_ovs.login.text import Accumulator, Pager, Pair, TextError, TextLimits, join, split
 
 SECURITY_NEGOTIATION = 0
@@ -55,7 +57,8 @@ class Login:
 
     ``check_target`` is called once, as soon as a normal session has named its target; it raises LoginError (02/03) for
     one that isn't there. ``check_session`` is called if the first request carries a TSIH; it may raise what fits (such
-    as 02/06, too many connections), and where it returns or isn't set the login is refused with 02/0A.
+    as 02/06, too many connections), and where it returns or isn't set the login is refused with 02/0A. ``policy`` says
+    how this initiator must prove itself to this target (None: discovery); it may refuse with LoginError, too.
     """
 
     def __init__(self, portal_group_tag: int, offer: Offer | None = None, limits: TextLimits | None = None) -> None:
@@ -72,6 +75,7 @@ class Login:
         self._is_finished = False
         self.check_target: Callable[[str], None] | None = None
         self.check_session: Callable[[pdu.LoginRequest], None] | None = None
+        self.policy: Callable[[str, str | None], Policy] = lambda initiator_name, target_name: OPEN
 
     @property
     def stage(self) -> int:
@@ -181,6 +185,8 @@ class Login:
                 raise refuse(MISSING_PARAMETER, "TargetName is missing in a normal session")
             if self.check_target is not None:
                 self.check_target(target)
+        if NONE not in self.policy(negotiation.initiator_name, target).methods:
+            raise refuse(AUTHENTICATION_FAILURE, "no authentication method of ours was offered")
         self._is_identified = True
 
     def _proposals(self) -> list[Pair]:

@@ -19,6 +19,7 @@ from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import ConnectionAbortError, LoginError, PduError
 from iscsi_ovs.login.fullfeature import TextExchange
 from iscsi_ovs.login.keys import Offer, Parameters
+from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.login.stages import Login
 from iscsi_ovs.session import events, transfer
 from iscsi_ovs.session.framing import Framing, sink
@@ -54,6 +55,12 @@ class Surroundings(Protocol):
 
     def check_target(self, name: str) -> None:
         """Raises LoginError where there is no such target."""
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        """How this initiator proves itself to this target (None: in discovery). May raise LoginError (0202)."""
+
+    def random_bytes(self, count: int) -> bytes:
+        """Unpredictable bytes (secrets.token_bytes), for challenges."""
 
     def output_ready(self, connection: Connection) -> None:
         """The connection has something to send (told once until it is sent)."""
@@ -284,6 +291,7 @@ class Connection:
         if self._login is None:
             self._login = Login(self._portal_group_tag, self._offer())
             self._login.check_target = self.surroundings.check_target
+            self._login.policy = self.surroundings.policy
         self._login_request = header
         step = self._login.receive(header, data)
         if step.finished is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import select
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 from iscsi_ovs import scsi
 from iscsi_ovs.errors import LoginError
+from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.net import driver
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.portal import Address
@@ -237,6 +239,12 @@ class LoginOwner(Owner):
     def check_target(self, name: str) -> None:
         if name != TARGET:
             raise LoginError(2, 3, f"no target {name!r}")
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        return OPEN
+
+    def random_bytes(self, count: int) -> bytes:
+        return secrets.token_bytes(count)
 
     def output_ready(self, connection: Connection) -> None:
         self.driver.output_ready(connection)

@@ -6,12 +6,14 @@ simpler than SCSI: the first CDB byte says READ (0x28) or WRITE (0x2A) and bytes
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 from iscsi_ovs import scsi
 from iscsi_ovs.errors import LoginError
+from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.session import Session
@@ -51,6 +53,8 @@ class Conversation:
         self.piece: int | None = None  # bytes a receive, None: as many as fit
         self.now = 0.0
         self.seen: list[Any] = []
+        self.security = OPEN
+        self.chance = random.Random(7143)
 
     @cached_property
     def disk(self) -> bytearray:
@@ -64,6 +68,12 @@ class Conversation:
     def check_target(self, name: str) -> None:
         if name != TARGET:
             raise LoginError(2, 3, "no such target")
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        return self.security
+
+    def random_bytes(self, count: int) -> bytes:
+        return self.chance.randbytes(count)
 
     def output_ready(self, connection: Connection) -> None:
         pass

@@ -13,6 +13,7 @@ from typing import Any
 from iscsi_ovs import block, pdu, scsi
 from iscsi_ovs.commands import COMMAND_SET
 from iscsi_ovs.errors import LoginError
+from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.space import Space
@@ -61,6 +62,12 @@ class Replay:
     def check_target(self, name: str) -> None:
         if name != IQN:
             raise LoginError(2, 3, "no such target")
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        return OPEN
+
+    def random_bytes(self, count: int) -> bytes:
+        return bytes(count)  # the same in every replay
 
     def output_ready(self, connection: Connection) -> None:
         pass
