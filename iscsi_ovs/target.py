@@ -520,7 +520,9 @@ class TargetServer:
 
     def _login_opened(self, connection: Connection, event: events.LoginOpened) -> None:
         parameters = event.parameters
-        nexus = scsi.Nexus(parameters.initiator_name, parameters.isid, parameters.target_name or "", PORTAL_GROUP_TAG)
+        nexus = scsi.Nexus(
+            parameters.initiator_name, parameters.isid, parameters.target_name or "", PORTAL_GROUP_TAG
+        )
         if parameters.is_discovery and not self._is_known:
             self._refuse(connection, "the volume server was not reached yet")  # it would find nothing
             return
@@ -554,7 +556,8 @@ class TargetServer:
         older = [
             other
             for other in member.disk.members
-            if other is not member and (other.is_leaving or (other.nexus.initiator_name, other.nexus.isid) == port)
+            if other is not member
+            and (other.is_leaving or (other.nexus.initiator_name, other.nexus.isid) == port)
         ]
         left = len(older)
 

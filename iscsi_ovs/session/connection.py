@@ -108,9 +108,9 @@ class Connection:
     def wants_read(self) -> bool:
         """False while nothing more is to be read: an admission is pending, or the peer does not read its answers."""
         state = self.state
-        return (state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT) and (
-            not self.has_output or self._has_room()
-        )
+        return (
+            state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT
+        ) and (not self.has_output or self._has_room())
 
     def _has_room(self) -> bool:
         outbox = self.outbox
@@ -360,7 +360,9 @@ class Connection:
             self._login_request = self._header
         if isinstance(self._login_request, pdu.LoginRequest):
             request = self._login_request
-            self._send_login_response(0, b"", 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail))
+            self._send_login_response(
+                0, b"", 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
+            )
         self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=True)
 
     # Full feature phase ----------------------------------------------------------------------------------------
