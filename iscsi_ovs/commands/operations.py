@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iscsi_ovs.commands import sbc, sense, spc, write_through
+from iscsi_ovs.commands import medium, provisioning, sbc, sense, spc, write_through
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
 
 _NONE, _IN, _OUT = Direction.NONE, Direction.IN, Direction.OUT
@@ -46,6 +46,7 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
 _READ_CAPACITY_10 = _hex("25 00 ffffffff 0000 01 00")
 _READ_CAPACITY_16 = _hex("9e 10 ffffffffffffffff ffffffff 01 00")
 _GET_LBA_STATUS = _hex("9e 12 ffffffffffffffff ffffffff 00 00")
+_UNMAP = _hex("42 00 00000000 00 ffff 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
 _RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
 
@@ -58,19 +59,19 @@ OPERATIONS: tuple[Operation, ...] = (
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
     Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
     Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit),
-    Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, sbc.read_capacity_10, _MEDIUM),
+    Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, medium.read_capacity_10, _MEDIUM),
     Operation(0x28, None, "READ (10)",            _IN,   _at_lba_10(0x28, 0x18), sbc.read_10, _MEDIUM),
     Operation(0x2A, None, "WRITE (10)",           _OUT,  _at_lba_10(0x2A, 0x18), sbc.write_10, _MEDIUM),
     Operation(0x35, None, "SYNCHRONIZE CACHE (10)", _NONE, _at_lba_10(0x35, 0x02), sbc.synchronize_cache_10, _MEDIUM),
-    Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), sbc.write_same_10, _MEDIUM),
-    _thin(Operation(0x42, None, "UNMAP",          _OUT,  _hex("42 00 00000000 00 ffff 00"), sbc.unmap, _MEDIUM)),
+    Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
+    _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
     Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
     Operation(0x8A, None, "WRITE (16)",           _OUT,  _at_lba_16(0x8A, 0x18), sbc.write_16, _MEDIUM),
     Operation(0x91, None, "SYNCHRONIZE CACHE (16)", _NONE, _at_lba_16(0x91, 0x02), sbc.synchronize_cache_16, _MEDIUM),
-    Operation(0x93, None, "WRITE SAME (16)",      _OUT,  _at_lba_16(0x93, 0x09), sbc.write_same_16, _MEDIUM),
-    Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, sbc.read_capacity_16, _MEDIUM),
-    Operation(0x9E, 0x12, "GET LBA STATUS",       _IN,   _GET_LBA_STATUS, sbc.get_lba_status, _MEDIUM),
+    Operation(0x93, None, "WRITE SAME (16)",      _OUT,  _at_lba_16(0x93, 0x09), provisioning.write_same_16, _MEDIUM),
+    Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, medium.read_capacity_16, _MEDIUM),
+    Operation(0x9E, 0x12, "GET LBA STATUS",       _IN,   _GET_LBA_STATUS, medium.get_lba_status, _MEDIUM),
     _always(Operation(0xA0, None, "REPORT LUNS",  _IN,   _hex("a0 00 ff 000000 ffffffff 00 00"), spc.report_luns)),
     Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, spc.report_supported_operation_codes),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
