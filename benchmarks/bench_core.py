@@ -14,7 +14,6 @@ import cProfile
 import gc
 import os
 import pstats
-import statistics
 import sys
 import time
 from collections import deque

@@ -18,6 +18,7 @@ from functools import partial
 from shm_server.runtime import Call, Lane, Runtime, Wait
 from shm_server.stores.base import INLINE_BYTES, Store, Views, views_after, views_until
 from shm_server.stores.descriptor import DIRTY_BUDGET_BYTES
+from shm_server.volumes.extents import Extents
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Volume:
         self.failure = 0  # errno of the fdatasync that failed; sticky
         self.on_failure: Callable[[], None] = lambda: None
         self._lane = Lane()
+        self._extents = Extents(runtime, self._lane, store)
         self._sync_lane = Lane(1)
         self._sync_waiters: list[Wait[None]] = []
         self._is_syncing = False
@@ -84,9 +86,7 @@ class Volume:
         length = min(length, max(0, self.size_bytes - offset))
         if not length:
             return False, 0
-        # On a thread: where the store is memory the kernel looks at every page of a run (16 ms a GiB).
-        found: tuple[bool, int] = await Call(self.runtime, self._lane, lambda: self.store.extent(offset, length))
-        return found
+        return await self._extents.find(offset, length)
 
     async def flush(self) -> None:
         """Everything completed before is durable when this returns. Flushes that wait share one fdatasync."""
@@ -102,16 +102,17 @@ class Volume:
     async def discard(self, offset: int, length: int, is_cancelled: IsCancelled) -> int:
         """Give the range back to the store; it reads zeros afterwards, its unaligned edges too."""
         self._check_write(offset, length)
-        if length <= self.store.inline_bytes:
-            if length:
-                self.store.punch(offset, length)
-            return length
         at, end = offset, offset + length
-        while at < end:
-            self._check_cancelled(is_cancelled)
-            start, step = at, min(end - at, PUNCH_STEP_BYTES)
-            await Call(self.runtime, self._lane, partial(self.store.punch, start, step))
-            at += step
+        with self._extents.giving_back():
+            if length <= self.store.inline_bytes:
+                if length:
+                    self.store.punch(offset, length)
+                return length
+            while at < end:
+                self._check_cancelled(is_cancelled)
+                start, step = at, min(end - at, PUNCH_STEP_BYTES)
+                await Call(self.runtime, self._lane, partial(self.store.punch, start, step))
+                at += step
         return length
 
     async def write_zeroes(
@@ -144,12 +145,13 @@ class Volume:
         if self.store.inline_bytes:
             return False  # in memory: zeros are written, in steps
         at, end = offset, offset + length
-        while at < end:
-            self._check_cancelled(is_cancelled)
-            start, step = at, min(end - at, PUNCH_STEP_BYTES)
-            if not await Call(self.runtime, self._lane, partial(self.store.zero, start, step)):
-                return False
-            at += step
+        with self._extents.giving_back():
+            while at < end:
+                self._check_cancelled(is_cancelled)
+                start, step = at, min(end - at, PUNCH_STEP_BYTES)
+                if not await Call(self.runtime, self._lane, partial(self.store.zero, start, step)):
+                    return False
+                at += step
         return True
 
     async def _fill(self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled) -> None:
