@@ -70,7 +70,7 @@ class Spy:
             return "bytes" if len(view) < SMALL else "elsewhere"
         if self._start <= at and at + len(view) <= self._end:
             return "segment"
-        for connection in list(self._target.server.driver._by_connection):
+        for connection in list(self._target.server.core.driver._by_connection):
             scratch = connection._framing._scratch
             start = address(scratch)
             assert start is not None

@@ -180,7 +180,7 @@ def test_removed_and_made_again(bench: Bench, target: ThreadTarget, disk: Disk, 
     before = identity(disk)
     manager.remove_volume("demo", force=True)
     manager.create_volume("demo", 16 * MIB)
-    wait_until(lambda: any(d.info.size_bytes == 16 * MIB for d in target.server.disks.values()), "it is served")
+    wait_until(lambda: any(d.info.size_bytes == 16 * MIB for d in target.server.disks), "it is served")
     new = bench.login(target)
     assert new.read(0, 8) == bytes(4096)
     assert identity(new) != before

@@ -1,0 +1,338 @@
+"""Members: sessions, from their admission until nothing of them can reach a volume any more.
+
+A login that is through names its initiator port. Whoever had that port before is ended first (RFC 7143 section 6.3.5),
+and whatever the volume server still has of sessions that are over is waited for; then every volume of the node's LUN
+map is opened, and only then is the login let in. A session's end fences its handles and nobody else's; they are closed
+after its last task (CONTRACTS 2 and 5).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from iscsi_ovs import scsi
+from iscsi_ovs.session import events
+from iscsi_ovs.session.connection import Connection
+from iscsi_ovs.session.session import Session
+from iscsi_ovs.shm_client import DeviceHandle
+from iscsi_ovs.targets.core import PORTAL_GROUP_TAG, SERVICE_UNAVAILABLE, Core
+from iscsi_ovs.targets.disks import Disks, Holding
+
+if TYPE_CHECKING:
+    from iscsi_ovs.targets.nodes import Node
+
+logger = logging.getLogger("iscsi_ovs.target")
+
+ADMISSION_LIMIT_S = 12.0  # Linux gives a login 15 s
+REOPEN_DELAY_S = 1.0
+
+Opened = Callable[[Holding, "OSError | None"], None]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A normal session of a node, or a login on its way to be one."""
+
+    node: Node
+    nexus: scsi.Nexus
+    connection: Connection
+    session: Session | None = None
+    holdings: list[Holding] = field(default_factory=list)
+    is_leaving: bool = False
+    is_closing: bool = False  # its handles are being closed, or were
+    on_gone: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def port(self) -> tuple[str, bytes]:
+        """The initiator port: who reinstates whom."""
+        return self.nexus.initiator_name, self.nexus.isid
+
+
+class Members:
+    """All sessions of a process, discovery sessions too, and the logins under way."""
+
+    def __init__(self, core: Core, disks: Disks) -> None:
+        self._core = core
+        self._disks = disks
+        self._by_session: dict[Session, Member] = {}
+        self._pending: dict[Connection, Member] = {}  # admissions under way
+        self._discovery: set[Session] = set()
+        self._tsih = 0
+
+    def of(self, session: Session) -> Member | None:
+        """The member behind a normal session, until it is gone."""
+        return self._by_session.get(session)
+
+    def sessions(self) -> list[Session]:
+        """Every session that is not gone."""
+        return [*self._by_session, *self._discovery]
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._by_session and not self._pending
+
+    def _next_tsih(self) -> int:
+        """A Target Session Identifying Handle: not 0, and of no living session."""
+        used = {session.tsih for session in self.sessions()}
+        while True:
+            self._tsih = self._tsih % 0xFFFF + 1
+            if self._tsih not in used:
+                return self._tsih
+
+    # Coming ----------------------------------------------------------------------------------------------------
+
+    def login_discovery(self, connection: Connection, event: events.LoginOpened) -> None:
+        """A login for discovery alone."""
+        core = self._core
+        if not core.is_known:  # it would find nothing
+            self._refuse(connection, "the volume server was not reached yet")
+            return
+        session, told = connection.admit(self._nexus(event), self._next_tsih(), core.clock.now())
+        self._discovery.add(session)
+        core.happened(connection, told)
+
+    def login(self, connection: Connection, event: events.LoginOpened, node: Node) -> None:
+        """A login to a node: it waits for its turn here."""
+        member = Member(node, self._nexus(event), connection)
+        for unit in node.router.units.values():
+            disk = self._disks.of(unit)
+            assert disk is not None, "who is withdrawn leaves the map first"
+            holding = Holding(member, disk)
+            member.holdings.append(holding)
+            disk.holdings.append(holding)
+        self._pending[connection] = member
+        node.members.append(member)
+        self._core.clock.call_later(ADMISSION_LIMIT_S, lambda: self._overdue(connection, member))
+        self._reinstate(member)
+
+    def _nexus(self, event: events.LoginOpened) -> scsi.Nexus:
+        parameters = event.parameters
+        return scsi.Nexus(parameters.initiator_name, parameters.isid, parameters.target_name or "", PORTAL_GROUP_TAG)
+
+    def _overdue(self, connection: Connection, member: Member) -> None:
+        if self._pending.get(connection) is member:
+            self._refuse(connection, f"what came before it is not over after {ADMISSION_LIMIT_S:.0f} s")
+
+    def _reinstate(self, member: Member) -> None:
+        """Section 6.3.5: a login of the same initiator port ends the session it had, before it is let in.
+
+        And whoever logs in waits for sessions that are over already but for what the volume server still has of them: a
+        write of a dead initiator must not land on one of its successor's, whatever port that has (CONTRACTS 2).
+        """
+        ended = [other for other in member.node.members if other is not member and other.port == member.port]
+        on_its_disks = [other.member for holding in member.holdings for other in holding.disk.holdings]
+        older = dict.fromkeys([*ended, *(other for other in on_its_disks if other.is_leaving)])  # each of them once
+        if not older:
+            self._open_for_login(member)
+            return
+        one_gone = countdown(len(older), lambda: self._open_for_login(member))
+        for other in older:
+            other.on_gone.append(one_gone)
+            if not other.is_leaving:
+                logger.info("%s: session of %s is reinstated", member.node.iqn, member.nexus.initiator_name)
+                self._end(other, "reinstated by a new login")
+
+    def _open_for_login(self, member: Member) -> None:
+        if self._pending.get(member.connection) is not member:
+            return
+        if not member.holdings:
+            self._admit(member)
+        for holding in list(member.holdings):
+            self._open(holding, self._opened)
+
+    def _opened(self, holding: Holding, error: OSError | None) -> None:
+        member = holding.member
+        if self._pending.get(member.connection) is not member:
+            return  # refused or lost meanwhile
+        if error is not None:
+            self._refuse(member.connection, f"{holding.disk.name}: {error.strerror or error}")
+        elif all(other.device is not None for other in member.holdings):
+            self._admit(member)
+
+    def _admit(self, member: Member) -> None:
+        connection = member.connection
+        del self._pending[connection]
+        member.node.router.establish(member.nexus)
+        session, told = connection.admit(member.nexus, self._next_tsih(), self._core.clock.now())
+        member.session = session
+        for holding in member.holdings:
+            holding.is_needed = True
+        self._by_session[session] = member
+        logger.info("%s: login of %s from %s", member.node.iqn, member.nexus.initiator_name, connection.name)
+        self._core.happened(connection, told)
+
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        self.forget_pending(connection)
+        self._core.refuse(connection, SERVICE_UNAVAILABLE, reason)
+
+    def forget_pending(self, connection: Connection) -> None:
+        """A connection ends: if its login waits here, it waits no longer."""
+        member = self._pending.pop(connection, None)
+        if member is not None:
+            self._leave(member)
+
+    # Volumes ---------------------------------------------------------------------------------------------------
+
+    def _open(self, holding: Holding, done: Opened) -> None:
+        """Open a volume for writing."""
+        member, disk, core = holding.member, holding.disk, self._core
+
+        def opened(answer: DeviceHandle | OSError) -> None:
+            holding.is_opening = False
+            if not isinstance(answer, OSError):
+                holding.device = answer
+            if member.is_leaving:
+                self._leave(member)
+            elif isinstance(answer, OSError):
+                done(holding, answer)
+            else:
+                member.nexus.devices[disk.unit] = answer
+                done(holding, None)
+
+        holding.is_opening = True
+        sessions = len(disk.holdings)
+        words = f"{core.settings.words}, {sessions} session{'s' if sessions != 1 else ''}"
+        core.service.open(disk.name, "rw", core.owner, words, opened)
+        core.follow_control()
+
+    def reopen(self) -> None:
+        """The volume server is there again: every living session gets its handles back."""
+        for member in list(self._by_session.values()):
+            if not member.is_leaving:
+                for holding in list(member.holdings):
+                    self._open(holding, self._reopened)
+
+    def _reopened(self, holding: Holding, error: OSError | None) -> None:
+        disk = holding.disk
+        if error is not None:
+            logger.warning("%s: not open again: %s", disk.name, error.strerror)
+            generation = self._core.space.generation
+            self._core.clock.call_later(REOPEN_DELAY_S, lambda: self._reopen(holding, generation))
+            return
+        assert holding.device is not None
+        if disk.info.uuid != holding.device.info.uuid:
+            self._disks.withdraw(disk, "another volume has its name now")
+        else:
+            self._disks.settle(disk)
+
+    def _reopen(self, holding: Holding, generation: int) -> None:
+        """Try again, unless the volume server went meanwhile: then the next attachment has seen to it."""
+        space = self._core.space
+        if not holding.member.is_leaving and space.pool is not None and space.generation == generation:
+            self._open(holding, self._reopened)
+
+    def lost(self) -> None:
+        """The volume server is gone: so are all handles, and whoever waited for nothing but zombies."""
+        for session in self.sessions():
+            session.space_lost()
+        for member in list(self._by_session.values()):
+            self._forget_devices(member)
+            if member.is_leaving:
+                self._gone(member)
+        for connection, member in list(self._pending.items()):
+            self._forget_devices(member)
+            self._refuse(connection, "the volume server went away")
+
+    def _forget_devices(self, member: Member) -> None:
+        for holding in member.holdings:
+            holding.device = None
+        member.nexus.devices.clear()
+
+    # Going -----------------------------------------------------------------------------------------------------
+
+    def _end(self, member: Member, reason: str) -> None:
+        """End a member's connection, whether it is let in or waits for that."""
+        self._core.drop(member.connection, reason)
+        if self._pending.get(member.connection) is member:
+            self.forget_pending(member.connection)
+
+    def drop(self, members: Iterable[Member], reason: str, done: Callable[[], None] | None = None) -> None:
+        """End sessions and logins; ``done`` when all have let go of their volumes."""
+        members = list(members)
+        if done is not None and not members:
+            done()
+        one_gone = countdown(len(members), done or _nothing)
+        for member in members:
+            member.on_gone.append(one_gone)
+            self._end(member, reason)
+
+    def session_closed(self, event: events.SessionClosed) -> None:
+        """A session takes no more commands."""
+        session = event.session
+        if session in self._discovery:
+            self._discovery.discard(session)
+            session.when_idle(session.window.close)
+            return
+        member = self._by_session.get(session)
+        if member is None or member.is_leaving:
+            return
+        logger.info("%s: session of %s ended: %s", member.node.iqn, member.nexus.initiator_name, event.reason)
+        devices = [holding.device for holding in member.holdings if holding.device is not None]
+        if not devices or not len(session.tasks):
+            self._leave(member)
+            return
+        # What the server has not started is discarded; what it has is waited for.
+        member.is_leaving = True
+        one_fenced = countdown(len(devices), lambda: self._leave(member))
+        for device in devices:
+            device.fence(one_fenced)
+
+    def _leave(self, member: Member) -> None:
+        """The session is over; when its last task is, close its handles; then it is gone."""
+        member.is_leaving = True
+        for holding in member.holdings:
+            holding.is_needed = False
+            self._disks.settle(holding.disk)
+        if member.session is None:
+            self._close(member)
+        else:
+            member.session.when_idle(lambda: self._close(member))
+
+    def _close(self, member: Member) -> None:
+        if member.is_closing or any(holding.is_opening for holding in member.holdings):
+            return  # we come back with the answer: nobody may think that the volume is let go before
+        member.is_closing = True
+        if member.session is not None:
+            member.session.window.close()
+        devices = [holding.device for holding in member.holdings if holding.device is not None]
+        self._forget_devices(member)
+        if not devices:
+            self._gone(member)
+            return
+        one_closed = countdown(len(devices), lambda: self._gone(member))
+        for device in devices:
+            device.close(lambda error: one_closed())
+        self._core.follow_control()
+
+    def _gone(self, member: Member) -> None:
+        if member not in member.node.members:
+            return
+        member.node.members.remove(member)
+        for holding in member.holdings:
+            holding.disk.holdings.remove(holding)
+        if member.session is not None:
+            self._by_session.pop(member.session, None)
+            member.node.router.release(member.nexus)
+        callbacks, member.on_gone = member.on_gone, []
+        for callback in callbacks:
+            callback()
+
+
+def countdown(count: int, done: Callable[[], None]) -> Callable[[], None]:
+    """Something to call ``count`` times; ``done`` is called at the last."""
+    left = count
+
+    def one() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            done()
+
+    return one
+
+
+def _nothing() -> None:
+    """Nobody waits."""
