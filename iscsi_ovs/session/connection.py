@@ -41,6 +41,8 @@ STALL_LIMIT_S = 60.0  # after which a peer that takes no byte of its answers is 
 UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
 
 
+INVALID_DURING_LOGIN = (2, 0x0B)  # Status-Class and Status-Detail of section 11.13.5
+
 _SCSI_COMMAND = pdu.ScsiCommand.OPCODE
 _FULL_FEATURE = State.FULL_FEATURE
 
@@ -228,6 +230,7 @@ class Connection:
                 self._refuse_opcode(opcode)
                 return sink(length)
             if self.state not in handler.states:
+                self._refuse_during_login(type(header).__name__)
                 raise ConnectionAbortError(f"{type(header).__name__} is not allowed in state {self.state.name}")
             if opcode == pdu.DataOut.OPCODE:
                 self._data_task, views = transfer.data_out(self._in_session(), header)  # type: ignore[arg-type]
@@ -244,8 +247,15 @@ class Connection:
 
     def _refuse_opcode(self, opcode: int) -> None:
         if self.state in (State.LOGIN, State.ADMITTING):
+            self._refuse_during_login(f"opcode {opcode:#04x}")
             raise ConnectionAbortError(f"opcode {opcode:#04x} before the login")
         raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, f"opcode {opcode:#04x} is not an initiator's")
+
+    def _refuse_during_login(self, what: str) -> None:
+        """Section 6.3: once the Login Phase has started, a target that "receives any PDU except a Login Request …
+        MUST send a Login reject (with Status "invalid during login") and then disconnect"."""
+        if self._login is not None and self.state is State.LOGIN:
+            raise LoginError(*INVALID_DURING_LOGIN, f"{what} during the login")
 
     def finish(self) -> None:
         """The PDU is whole."""
