@@ -13,7 +13,7 @@ import random
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from tests.test_target import BLOCK, IQN, Client, House
+from tests.targets.house import BLOCK, IQN, Client, House
 
 # [FirstBurstLength, MaxBurstLength, MaxRecvDataSegmentLength], in open-iscsi's order; 131972 is no slip of ours.
 SIZES = (
