@@ -35,6 +35,8 @@ class Rule(enum.Enum):
     LIST = "the first of the initiator's list that we support"
     DECLARATIVE = "each side states its own, nobody answers"
     OBSOLETE = "always answered Reject (section 13.25)"
+    METHOD = "the first of our own preference that the initiator offers (section 12.1)"
+    STEP = "a step of the authentication method that was chosen (section 12.1.3)"
 
 
 class Sender(enum.Flag):
@@ -91,7 +93,6 @@ class Offer:
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
     protocol_level: int = 1  # RFC 7144 section 7.1: 1 is RFC 7143, 2 would be RFC 7144's additions
-    auth_methods: tuple[str, ...] = (NONE,)
     header_digests: tuple[str, ...] = (NONE,)
     data_digests: tuple[str, ...] = (NONE,)
     task_reporting: tuple[str, ...] = ("RFC3720",)
@@ -130,6 +131,7 @@ class Parameters:
     header_digest: bool = False
     data_digest: bool = False
     auth_method: str = NONE
+    account: str | None = None  # that proved itself, where one had to
     task_reporting: str = "RFC3720"
     protocol_level: int = 1
     declared: tuple[tuple[str, str], ...] = ()  # what else the initiator stated about itself, as sent
@@ -160,7 +162,7 @@ _LO, _IO, _FFPO, _ALL = Use.LEADING_ONLY, Use.INITIALIZE_ONLY, Use.FULL_FEATURE_
 _S, _C = Scope.SESSION, Scope.CONNECTION
 _SEC, _OPS, _ANY, _NEVER = Stage.SECURITY, Stage.OPERATIONAL, Stage.ANY, Stage.NEVER
 _AND, _OR, _MIN, _MAX, _LIST = Rule.AND, Rule.OR, Rule.MIN, Rule.MAX, Rule.LIST
-_DECL, _OBSOLETE = Rule.DECLARATIVE, Rule.OBSOLETE
+_DECL, _OBSOLETE, _METHOD, _STEP = Rule.DECLARATIVE, Rule.OBSOLETE, Rule.METHOD, Rule.STEP
 _LONG = 8192  # a list is bounded by the text, not by the 255 bytes of each item
 
 # In the order in which they are worked off: SessionType makes others irrelevant, MaxBurstLength bounds
@@ -176,7 +178,12 @@ _ROWS = (
     Key("TargetPortalGroupTag", _DECL, _T, _IO, _S, _ANY, low=0, high=65535, parameter="portal_group_tag"),
     Key("NodeArchitecture", _DECL, _IT, _LO, _S, _ANY),
     Key("SendTargets", _DECL, _I, _FFPO, _S, _NEVER),
-    Key("AuthMethod", _LIST, _IT, _IO, _C, _SEC, own="auth_methods", parameter="auth_method", value_bytes=_LONG),
+    Key("AuthMethod", _METHOD, _IT, _IO, _C, _SEC, parameter="auth_method", value_bytes=_LONG),
+    Key("CHAP_A", _STEP, _IT, _IO, _C, _SEC, value_bytes=_LONG),
+    Key("CHAP_I", _STEP, _IT, _IO, _C, _SEC),
+    Key("CHAP_C", _STEP, _IT, _IO, _C, _SEC, value_bytes=_LONG),
+    Key("CHAP_N", _STEP, _IT, _IO, _C, _SEC),
+    Key("CHAP_R", _STEP, _IT, _IO, _C, _SEC, value_bytes=_LONG),
     Key("HeaderDigest", _LIST, _IT, _IO, _C, _OPS, NONE,
         own="header_digests", parameter="header_digest", value_bytes=_LONG),
     Key("DataDigest", _LIST, _IT, _IO, _C, _OPS, NONE,

@@ -2,7 +2,8 @@
 
 Each pair passes the same checks in the same order: key known? allowed in this stage? new? well-formed? Then the row's
 rule makes the answer. The few keys that this target must bring up itself, because their defaults promise more than
-the Offer can hold, are brought up in ``proposals``. Stages and flags are not known here.
+the Offer can hold, are brought up in ``proposals``. Stages and flags are not known here, and the security keys of
+the SecurityNegotiation stage are ``authentication``'s.
 """
 
 from __future__ import annotations
@@ -111,8 +112,6 @@ class Negotiation:
     def _negotiate(self, row: Key, text: str) -> str:
         answer, value = resolve(row, text, self._own(row))
         if value is None:
-            if row.name == "AuthMethod":
-                raise refuse(AUTHENTICATION_FAILURE, f"no authentication method of ours in AuthMethod={text[:255]}")
             return answer
         self._store(row, value)
         return answer

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from iscsi_ovs import pdu
+from iscsi_ovs.login.authentication import Authentication, sort_out
 from iscsi_ovs.login.keys import DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH, Offer, Parameters, Stage
 from iscsi_ovs.login.negotiation import (
-    AUTHENTICATION_FAILURE,
     INITIATOR_ERROR,
     MISSING_PARAMETER,
     OUT_OF_RESOURCES,
@@ -71,11 +71,15 @@ class Login:
         self._first: pdu.LoginRequest | None = None
         self._stage = SECURITY_NEGOTIATION
         self._requests = 0
-        self._is_identified = False
+        self._text_bytes = 0
+        self._keys = 0
+        self._identity: tuple[str | None, bool, str | None] | None = None  # who it is, and whom it wants
+        self._authentication: Authentication | None = None
         self._is_finished = False
         self.check_target: Callable[[str], None] | None = None
         self.check_session: Callable[[pdu.LoginRequest], None] | None = None
         self.policy: Callable[[str, str | None], Policy] = lambda initiator_name, target_name: OPEN
+        self.random_bytes: Callable[[int], bytes] = _no_chance
 
     @property
     def stage(self) -> int:
@@ -85,7 +89,7 @@ class Login:
     @property
     def parameters_so_far(self) -> Parameters | None:
         """What is known: names, session type, ISID from the first complete text on; None before."""
-        return self._parameters() if self._is_identified else None
+        return self._parameters() if self._identity is not None else None
 
     def receive(self, request: pdu.LoginRequest, data: bytes | memoryview) -> Step:
         """Take one Login Request with its data segment. Raises errors.LoginError; the login is over then."""
@@ -94,6 +98,9 @@ class Login:
         self._check_flags(request.flags)
         if len(data) > self._limits.data_segment_bytes:
             raise refuse(INITIATOR_ERROR, f"a Login Request with {len(data)} bytes of text")
+        self._text_bytes += len(data)
+        if self._text_bytes > self._limits.text_bytes:
+            raise refuse(INITIATOR_ERROR, f"more than {self._limits.text_bytes} bytes of text in one login")
         try:
             return self._receive_text(request.flags, data)
         except TextError as error:
@@ -149,9 +156,20 @@ class Login:
         if flags & pdu.CONTINUE:
             return Step(self._stage << pdu.CSG_SHIFT)
         pairs = split(self._accumulator.take(), self._limits)
+        self._keys += len(pairs)
+        if self._keys > self._limits.keys:
+            raise refuse(INITIATOR_ERROR, f"more than {self._limits.keys} keys in one login")
+        security: dict[str, str] = {}
+        if self._stage == SECURITY_NEGOTIATION:
+            pairs, security = sort_out(pairs)
         answers = self._negotiation.receive(pairs, _KEY_STAGE[self._stage])
         if self._negotiation.is_waiting:
             raise refuse(INITIATOR_ERROR, "a key that we brought up was not answered")
+        authentication = self._identify()
+        if self._stage == SECURITY_NEGOTIATION:
+            answers += authentication.receive(security, bool(flags & pdu.TRANSIT))
+        else:
+            authentication.require_none()  # satisfied long ago, unless the login began in this stage
         answers += self._statements()
         if flags & pdu.TRANSIT and flags & pdu.STAGE_MASK == FULL_FEATURE_PHASE:
             answers += self._proposals()
@@ -162,32 +180,36 @@ class Login:
         """What we state unasked. open-iscsi takes nothing but these in each stage."""
         negotiation = self._negotiation
         stated: list[Pair] = []
-        if not self._is_identified:
-            self._identify()
-            if not negotiation.is_discovery:
-                # Section 13.9: the tag goes with the first Login Response of the session's leading connection.
-                stated.append(negotiation.state("TargetPortalGroupTag", self._portal_group_tag))
-                if self._offer.target_alias:
-                    stated.append(negotiation.state("TargetAlias", self._offer.target_alias))
+        if not negotiation.is_discovery and not negotiation.has_stated("TargetPortalGroupTag"):
+            # Section 13.9: the tag goes with the first Login Response of the session's leading connection.
+            stated.append(negotiation.state("TargetPortalGroupTag", self._portal_group_tag))
+            if self._offer.target_alias:
+                stated.append(negotiation.state("TargetAlias", self._offer.target_alias))
         if self._stage == LOGIN_OPERATIONAL_NEGOTIATION and not negotiation.has_stated("MaxRecvDataSegmentLength"):
             length = self._offer.max_recv_data_segment_length
             stated.append(negotiation.state("MaxRecvDataSegmentLength", length))
         return stated
 
-    def _identify(self) -> None:
-        """Section 6.3: the leading request says who it is and whom it wants."""
+    def _identify(self) -> Authentication:
+        """Section 6.3: the leading request says who it is and whom it wants, and nothing after it says otherwise."""
         negotiation = self._negotiation
+        identity = negotiation.initiator_name, negotiation.is_discovery, negotiation.target_name
+        if self._authentication is not None:
+            if identity != self._identity:
+                raise refuse(INITIATOR_ERROR, "who it is and whom it wants came too late")
+            return self._authentication
         if negotiation.initiator_name is None:
             raise refuse(MISSING_PARAMETER, "InitiatorName is missing")
-        target = negotiation.target_name
+        target = None if negotiation.is_discovery else negotiation.target_name
         if not negotiation.is_discovery:
             if target is None:
                 raise refuse(MISSING_PARAMETER, "TargetName is missing in a normal session")
             if self.check_target is not None:
                 self.check_target(target)
-        if NONE not in self.policy(negotiation.initiator_name, target).methods:
-            raise refuse(AUTHENTICATION_FAILURE, "no authentication method of ours was offered")
-        self._is_identified = True
+        policy = self.policy(negotiation.initiator_name, target)
+        self._authentication = Authentication(policy, self.random_bytes, negotiation.initiator_name)
+        self._identity = identity
+        return self._authentication
 
     def _proposals(self) -> list[Pair]:
         proposals = self._negotiation.proposals()
@@ -203,6 +225,9 @@ class Login:
             return Step(answer | pdu.CONTINUE, text)
         if not flags & pdu.TRANSIT or self._negotiation.is_waiting:
             return Step(answer, text)
+        assert self._authentication is not None, "a text that ends the stage has said who it is"
+        if not self._authentication.is_satisfied:
+            return Step(answer, text)
         self._stage = flags & pdu.STAGE_MASK
         answer |= pdu.TRANSIT | self._stage
         if self._stage != FULL_FEATURE_PHASE:
@@ -211,7 +236,17 @@ class Login:
         return Step(answer, text, self._parameters())
 
     def _parameters(self) -> Parameters:
-        assert self._first is not None
+        first, authentication = self._first, self._authentication
+        assert first is not None
+        assert authentication is not None
         return self._negotiation.parameters(
-            isid=self._first.isid, cid=self._first.cid, portal_group_tag=self._portal_group_tag
+            isid=first.isid,
+            cid=first.cid,
+            portal_group_tag=self._portal_group_tag,
+            auth_method=authentication.method or NONE,
+            account=authentication.account,
         )
+
+
+def _no_chance(count: int) -> bytes:
+    raise AssertionError("a challenge is needed, and nobody gave this login a source of random bytes")

@@ -20,8 +20,8 @@ Pair = tuple[str, str]
 class TextLimits:
     """What one peer may make us hold. Section 6.1 asks for at least 8192 bytes of text, 64 KiB with long secrets."""
 
-    text_bytes: int = 65536  # one text, put together from its pieces
-    keys: int = 128  # pairs in one text
+    text_bytes: int = 65536  # one text, put together from its pieces; all texts of one login
+    keys: int = 128  # pairs in one text; in all texts of one login
     value_bytes: int = 8192
     data_segment_bytes: int = 8192  # of one Login Request: MaxRecvDataSegmentLength is at its default during login
     requests: int = 256  # Login Requests of one login; pieces of one text in full feature phase

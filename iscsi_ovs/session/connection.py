@@ -302,6 +302,7 @@ class Connection:
             self._login = Login(self._portal_group_tag, self._offer())
             self._login.check_target = self.surroundings.check_target
             self._login.policy = self.surroundings.policy
+            self._login.random_bytes = self.surroundings.random_bytes
         self._login_request = header
         step = self._login.receive(header, data)
         if step.finished is None:

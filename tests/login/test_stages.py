@@ -284,12 +284,13 @@ def test_a_login_that_never_transits_is_bounded() -> None:
 
 
 def test_keys_over_many_requests_are_bounded() -> None:
-    """The number of keys that a login remembers is what its requests can carry."""
-    side = login.Login(1, limits=login.TextLimits(keys=16, requests=4))
+    """A login remembers so many keys in all, and no request after them brings another."""
+    side = login.Login(1, limits=login.TextLimits(keys=16))
     send(side, OPERATIONAL, IDENTITY)
-    for turn in range(3):
-        send(side, OPERATIONAL, [(f"X-{turn}-{number}", "") for number in range(16)])
-    refused((2, 0), side, OPERATIONAL)
+    for turn in range(13):
+        send(side, OPERATIONAL, [(f"X-{turn}", "")])
+    send(side, OPERATIONAL)
+    refused((2, 0), side, OPERATIONAL, [("X-13", "")])
 
 
 @given(
