@@ -3,6 +3,7 @@
 iSCSI never reads a CDB; SCSI never reads a PDU. A transport makes a Command (for a write: when all its data has
 arrived), the task router finds the logical unit and executes it, and what comes back is an Outcome, or a block.Request
 that must complete first: its ``finish(completion)`` gives the Outcome, or the next Request. ``finish`` is always set.
+What is neither data nor an answer is asked of the target in the same way (RecordUpdate, AbortTasks).
 Who submits a Request goes by ``command.device``, which the unit that executed it has set.
 This module opens nothing and waits for nothing; it imports no command set: target.py hands ``commands.COMMAND_SET`` in.
 """
@@ -65,7 +66,31 @@ class Outcome:
     transfer_bytes: int = 0
 
 
-Execution = Outcome | block.Request
+@dataclass(slots=True)
+class RecordUpdate:
+    """Replace one of the volume's durable records (CONTRACTS 6), then ``finish(error)``.
+
+    Updates of one unit's record are done one after the other: a command that asks for one while another is under way
+    is executed again, from its first gate on, when that is over. So whoever returns a RecordUpdate has changed nothing
+    yet, and takes the new state over in ``finish`` when ``error`` is None (``record_failed`` says what it is else).
+    """
+
+    record: str
+    data: bytes
+    finish: Callable[[OSError | None], Execution]
+    context: Any = None
+
+
+@dataclass(slots=True)
+class AbortTasks:
+    """Abort every task that these nexuses have on the unit (but the asking one), then ``finish()``."""
+
+    nexuses: tuple[Nexus, ...]
+    finish: Callable[[], Execution]
+    context: Any = None
+
+
+Execution = Outcome | block.Request | RecordUpdate | AbortTasks
 
 
 @dataclass(slots=True)
@@ -154,12 +179,26 @@ class Direction(enum.Enum):
     OUT = "out"
 
 
+class Conflict(enum.Flag):
+    """Which reservation of another nexus refuses an operation with RESERVATION CONFLICT (SPC-4 5.13.3, tables 63 to 65,
+    SBC-3 table 13; for RESERVE, SPC-2 5.5.1)."""
+
+    RESERVED = enum.auto()  # by RESERVE of SPC-2
+    WRITE_EXCLUSIVE = enum.auto()  # by a persistent reservation of this type, or its registrants only/all forms
+    EXCLUSIVE_ACCESS = enum.auto()
+
+    NEVER = 0  # INQUIRY and its like
+    LOOKS = RESERVED  # looks at the unit, not at the medium
+    READS = RESERVED | EXCLUSIVE_ACCESS
+    WRITES = RESERVED | WRITE_EXCLUSIVE | EXCLUSIVE_ACCESS
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """A row of a command set: an opcode (and service action), its policy, and who does it.
 
     ``usage`` is the CDB USAGE DATA of REPORT SUPPORTED OPERATION CODES, one byte a CDB byte, a bit set where the
-    device server looks at it.
+    device server looks at it. ``conflicts`` is a function of the CDB where it depends on more than the opcode.
     """
 
     opcode: int
@@ -171,6 +210,11 @@ class Operation:
     needs_medium: bool = False  # BUSY while the volume server is away, NOT READY where the volume is not held
     allowed_under_unit_attention: bool = False
     needs_thin: bool = False  # there only where logical block provisioning is
+    conflicts: Conflict | Callable[[bytes], Conflict] = Conflict.WRITES
+
+    def conflicts_of(self, cdb: bytes) -> Conflict:
+        """The reservations that refuse this very command."""
+        return self.conflicts if isinstance(self.conflicts, Conflict) else self.conflicts(cdb)
 
     @property
     def cdb_length(self) -> int:
@@ -188,7 +232,8 @@ class CommandSet:
 
     ``build_sense(sense, pointer, information, descriptor_format)`` gives the bytes; ``failures`` what storage's
     errors mean (None: BUSY, the initiator tries again); ``write_through`` makes of a row one that answers only when
-    what it wrote is durable.
+    what it wrote is durable. ``records`` are the durable records that units keep, each with who takes its bytes over
+    (b"": there is none yet); it raises ValueError for what it can't read.
     """
 
     operations: tuple[Operation, ...]
@@ -197,6 +242,7 @@ class CommandSet:
     build_sense: Callable[[Sense, SenseKeySpecific | None, int | None, bool], bytes]
     failures: Mapping[block.Error, Sense | None]
     write_through: Callable[[Operation], Operation]
+    records: Mapping[str, Callable[[LogicalUnit, bytes], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +332,7 @@ class LogicalUnit:
         self.peripheral = peripheral
         self.descriptor_sense = False  # D_SENSE of the control mode page
         self.blocked_because: str | None = None
+        self.record_versions: dict[str, int] = {}  # of the records that were loaded
         self.has_medium = True
         self._sanitize_progress: int | None = None
         self.is_obstructed = False  # one of the three above
@@ -424,6 +471,20 @@ class LogicalUnit:
         pending = nexus.attentions.setdefault(self, [])
         if code not in pending:
             pending.append(code)
+
+    # Records ----------------------------------------------------------------------------------------------------
+
+    @property
+    def has_records(self) -> bool:
+        """All records of this unit have been loaded; until then nothing that needs them may be asked."""
+        return len(self.record_versions) == len(self.command_set.records)
+
+    def load_record(self, record: str, version: int, data: bytes) -> None:
+        """Take over what the volume keeps (at the beginning), or what another holder has put. ValueError: it can't be
+        read; the unit must not be served then."""
+        if self.record_versions.get(record) != version:
+            self.command_set.records[record](self, data)
+            self.record_versions[record] = version
 
     # What changes under living sessions -------------------------------------------------------------------------
 

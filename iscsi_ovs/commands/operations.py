@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from iscsi_ovs.commands import medium, provisioning, sbc, sense, spc, write_through
+from iscsi_ovs.commands.conflicts import with_conflicts
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
 
 _NONE, _IN, _OUT = Direction.NONE, Direction.IN, Direction.OUT
@@ -78,6 +79,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
 )
 # fmt: on
+OPERATIONS = tuple(map(with_conflicts, OPERATIONS))
 
 _CDB_LENGTHS = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}  # by the opcode's group (SPC-4 4.2.5.1)
 

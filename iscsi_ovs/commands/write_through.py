@@ -49,7 +49,7 @@ def _through(unit: scsi.LogicalUnit, execution: scsi.Execution, owes_flush: bool
             assert execution.finish is not None
             execution.finish = partial(_finish, unit, execution.finish, owes_flush)
         return execution
-    if owes_flush and execution.status == scsi.GOOD:
+    if owes_flush and isinstance(execution, scsi.Outcome) and execution.status == scsi.GOOD:
         return Request(Operation.FLUSH, finish=partial(_flushed, unit, execution))
     return execution
 
