@@ -72,7 +72,7 @@ class RecordUpdate:
 
     Updates of one unit's record are done one after the other: a command that asks for one while another is under way
     is executed again, from its first gate on, when that is over. So whoever returns a RecordUpdate has changed nothing
-    yet, and takes the new state over in ``finish`` when ``error`` is None (``record_failed`` says what it is else).
+    yet, and takes the new state over in ``finish`` when ``error`` is None; anything else is BUSY to the initiator.
     """
 
     record: str
@@ -473,11 +473,6 @@ class LogicalUnit:
             pending.append(code)
 
     # Records ----------------------------------------------------------------------------------------------------
-
-    @property
-    def has_records(self) -> bool:
-        """All records of this unit have been loaded; until then nothing that needs them may be asked."""
-        return len(self.record_versions) == len(self.command_set.records)
 
     def load_record(self, record: str, version: int, data: bytes) -> None:
         """Take over what the volume keeps (at the beginning), or what another holder has put. ValueError: it can't be

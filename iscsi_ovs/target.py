@@ -33,6 +33,7 @@ from iscsi_ovs.targets.core import (
 from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.nodes import Nodes
+from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
 from iscsi_ovs.targets.volume_server import VolumeServer
 
@@ -51,11 +52,13 @@ class TargetServer:
         self.space = core.space
         self.portals: list[Address] = []
         self.disks = Disks(core)
-        self.members = Members(core, self.disks)
+        commands = Commands(core.space)
+        records = Records(core, self.disks, commands)
+        self.members = Members(core, self.disks, records)
         self.nodes = Nodes(core, self.disks, self.members)
         self.resets = Resets(self.disks, self.members)
-        self.volume_server = VolumeServer(core, self.disks, self.members)
-        self._execute = Commands(core.space).execute  # bound once: on the path of every command
+        self.volume_server = VolumeServer(core, self.disks, self.members, records)
+        self._execute = commands.execute  # bound once: on the path of every command
 
     # Running ---------------------------------------------------------------------------------------------------
 

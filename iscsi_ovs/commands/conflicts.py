@@ -1,9 +1,9 @@
 """Which operations reservations refuse: SPC-4 table 63 and SBC-3 table 13, with SPC-2's RESERVE beside them.
 
 A persistent reservation of another nexus refuses in one of three ways: never (what looks at the unit), where it is
-for exclusive access (what reads), or always (what writes). The table names those of the first two kinds; whatever it does
-not name is taken to write, so that a forgotten command is refused rather than let through. operations.py puts this into
-its rows. What PERSISTENT RESERVE OUT, RESERVE and RELEASE may do is theirs to decide (reservations.py).
+for exclusive access (what reads), or always (what writes). The table names those of the first two kinds; whatever it
+does not name is taken to write, so that a forgotten command is refused rather than let through. operations.py puts this
+into its rows. What PERSISTENT RESERVE OUT, RESERVE and RELEASE may do is theirs to decide (reservations.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     nodes           iSCSI names and the LUN maps behind them
     members         sessions from admission to their last task: reinstatement, opening and closing of volumes
     commands        SCSI commands on their way to storage and back: the hot path
+    records         what the volume server keeps of units: reservations, saved mode pages
     resets          task management over logical units
     volume_server   the volume server's coming, going and news
 

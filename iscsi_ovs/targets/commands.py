@@ -2,11 +2,12 @@
 
 A command goes through its nexus' LUN map; what comes back at once is its outcome, or a request for its device. A READ
 gets its buffer here, or waits for it in order of arrival (CONTRACTS 3). A completion leads to the outcome, or to the
-next request.
+next request. What SCSI asks for beside data (``performers``, by type) other rooms do, and come back to ``proceed``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from iscsi_ovs import block, scsi
@@ -14,6 +15,7 @@ from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.tasks import Task
 
 _READ = block.Operation.READ
+_Request = block.Request
 
 
 class Commands:
@@ -22,6 +24,7 @@ class Commands:
     def __init__(self, space: Space) -> None:
         self._space = space
         self._on_completed = self._completed  # bound once
+        self.performers: dict[type, Callable[[scsi.Command, Any], None]] = {}  # of Executions but Outcome and Request
 
     def execute(self, command: scsi.Command) -> None:
         """A command is whole: do it, or say what is wrong with it."""
@@ -30,10 +33,23 @@ class Commands:
             task.session.complete(command, scsi.Outcome())
             return
         result = command.nexus.router.execute(command)  # type: ignore[union-attr] # a session in which commands come
-        if type(result) is scsi.Outcome:
+        if type(result) is _Request:
+            self._issue(command, result)
+        elif type(result) is scsi.Outcome:
             task.session.complete(command, result)
         else:
+            self.performers[type(result)](command, result)
+
+    def proceed(self, command: scsi.Command, result: scsi.Execution) -> None:
+        """A step of a command is done; this came of it."""
+        if command.context.is_aborted:
+            self._finish(command, scsi.Outcome())
+        elif isinstance(result, scsi.Outcome):
+            self._finish(command, result)
+        elif isinstance(result, block.Request):
             self._issue(command, result)
+        else:
+            self.performers[type(result)](command, result)
 
     def _issue(self, command: scsi.Command, request: Any) -> None:
         """Send a request on its way; a read gets its buffer here, or waits for it."""
@@ -82,10 +98,8 @@ class Commands:
             if request.operation is _READ and result.buffer is None and request.buffer is not None:
                 request.buffer.release()
             command.context.session.complete(command, result)
-        elif command.context.is_aborted:
-            self._finish(command, scsi.Outcome())
         else:
-            self._issue(command, result)
+            self.proceed(command, result)
 
     def _finish(self, command: scsi.Command, outcome: scsi.Outcome) -> None:
         command.context.session.complete(command, outcome)

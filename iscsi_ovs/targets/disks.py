@@ -42,6 +42,7 @@ class Disk:
     info: control.VolumeInfo
     unit: scsi.LogicalUnit
     holdings: list[Holding] = field(default_factory=list)
+    are_records_known: bool = False  # the unit has what the volume server keeps of it (targets.records)
     stuck: int = 0  # task management functions that passed their deadline and wait for their zombies still
 
     @property

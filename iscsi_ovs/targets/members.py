@@ -20,6 +20,7 @@ from iscsi_ovs.session.session import Session
 from iscsi_ovs.shm_client import DeviceHandle
 from iscsi_ovs.targets.core import PORTAL_GROUP_TAG, SERVICE_UNAVAILABLE, Core
 from iscsi_ovs.targets.disks import Disks, Holding
+from iscsi_ovs.targets.records import Records
 
 if TYPE_CHECKING:
     from iscsi_ovs.targets.nodes import Node
@@ -54,9 +55,10 @@ class Member:
 class Members:
     """All sessions of a process, discovery sessions too, and the logins under way."""
 
-    def __init__(self, core: Core, disks: Disks) -> None:
+    def __init__(self, core: Core, disks: Disks, records: Records) -> None:
         self._core = core
         self._disks = disks
+        self._records = records
         self._by_session: dict[Session, Member] = {}
         self._pending: dict[Connection, Member] = {}  # admissions under way
         self._discovery: set[Session] = set()
@@ -177,20 +179,28 @@ class Members:
     # Volumes ---------------------------------------------------------------------------------------------------
 
     def _open(self, holding: Holding, done: Opened) -> None:
-        """Open a volume for writing."""
+        """Open a volume for writing; what it keeps of its unit is read before anybody is served."""
         member, disk, core = holding.member, holding.disk, self._core
 
         def opened(answer: DeviceHandle | OSError) -> None:
-            holding.is_opening = False
-            if not isinstance(answer, OSError):
-                holding.device = answer
-            if member.is_leaving:
-                self._leave(member)
-            elif isinstance(answer, OSError):
-                done(holding, answer)
+            if isinstance(answer, OSError):
+                ended(None, answer)
             else:
-                member.nexus.devices[disk.unit] = answer
+                self._records.load(disk, lambda error: ended(answer, error))
+
+        def ended(device: DeviceHandle | None, error: OSError | None) -> None:
+            holding.is_opening = False
+            if member.is_leaving:
+                holding.device = device
+                self._leave(member)
+            elif device is not None and error is None:
+                holding.device = member.nexus.devices[disk.unit] = device
                 done(holding, None)
+            else:
+                assert error is not None
+                if device is not None:
+                    device.close(lambda _: None)
+                done(holding, error)
 
         holding.is_opening = True
         sessions = len(disk.holdings)

@@ -15,6 +15,7 @@ from iscsi_ovs.net.driver import EDGE
 from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
+from iscsi_ovs.targets.records import Records
 from shm_server.abi import control
 
 logger = logging.getLogger("iscsi_ovs.target")
@@ -27,10 +28,11 @@ RECONNECT_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # after the volume server
 class VolumeServer:
     """Our end of the link to the volume server."""
 
-    def __init__(self, core: Core, disks: Disks, members: Members) -> None:
+    def __init__(self, core: Core, disks: Disks, members: Members, records: Records) -> None:
         self._core = core
         self._disks = disks
         self._members = members
+        self._records = records
         self._failures = 0
         self._doorbell_fd = -1
         self.refusal: OSError | None = None  # it will never have us
@@ -105,6 +107,7 @@ class VolumeServer:
         core.control_fd = self._doorbell_fd = -1
         core.space.detach()
         self._disks.settle_all()
+        self._records.lost()
         self._members.lost()
         if was_attached:
             self._failures = 0
@@ -117,6 +120,8 @@ class VolumeServer:
             disks.serve(event.info)
         elif isinstance(event, control.VolumeResized):
             disks.resized(event.info)
+        elif isinstance(event, control.RecordChanged):
+            self._records.changed(event)
         elif isinstance(event, (control.VolumeRemoved, control.ReleaseRequested)):
             disk = disks.find(event.uuid)
             if disk is not None and isinstance(event, control.VolumeRemoved):

@@ -61,6 +61,9 @@ class FakeService:
         self.opens = 0
         self.holds_opens = False
         self.open_error: OSError | None = None
+        self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self.recordings: list[Callable[[Any], None]] = []  # what is to be read or put: called when it is its turn
+        self.holds_records = False
         self.acks: list[control.Event] = []
         self.is_attached = False
         self.is_there = True
@@ -88,6 +91,9 @@ class FakeService:
         openings, self.openings = self.openings, []
         for _, callback in openings:
             callback(error)
+        recordings, self.recordings = self.recordings, []
+        for record in recordings:
+            record(error)
         handles, self.handles = self.handles, []
         for handle in handles:
             if handle.closing is not None:
@@ -125,8 +131,29 @@ class FakeService:
         self.opens += 1
         self.openings.append((name, callback))
 
+    def get_record(self, name: str, record: str, callback: Callable[[Any], None]) -> None:
+        def get(error: OSError | None) -> None:
+            callback(error or control.Record(0, record, *self.records.get((name, record), (0, b""))))
+
+        self.recordings.append(get)
+
+    def put_record(self, name: str, record: str, version: int, data: bytes, callback: Callable[[Any], None]) -> None:
+        def put(error: OSError | None) -> None:
+            if error is None and self.records.get((name, record), (0, b""))[0] != version:
+                error = OSError(errno.ESTALE, "it has another version")
+            if error is None:
+                self.records[name, record] = (version + 1, data)
+            callback(error or control.Record(0, record, version + 1, b""))
+
+        self.recordings.append(put)
+
     def run(self) -> bool:
         worked = False
+        if not self.holds_records:
+            recordings, self.recordings = self.recordings, []
+            for record in recordings:
+                worked = True
+                record(None)
         if not self.holds_opens:
             openings, self.openings = self.openings, []
             for name, callback in openings:
