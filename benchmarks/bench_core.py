@@ -94,8 +94,9 @@ class Bench:
     def __init__(self) -> None:
         self.volumes = Volumes()
         self.target = TargetServer(self.volumes, Clock())  # type: ignore[arg-type]
-        self.target.driver = NoDriver()  # type: ignore[assignment]
-        self.target._attached([INFO])
+        self.target.core.driver = NoDriver()  # type: ignore[assignment]
+        self.target.volume_server.connect()
+        self.volumes.on_attached([INFO])
         self.connection = self.target.connected("bench", Address("127.0.0.1", 3260), 0.0)
         self.initiator = Initiator()
         self.initiator.login(Settings().iqn("bench"))

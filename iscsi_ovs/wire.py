@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import keyword
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import construct
@@ -148,6 +149,8 @@ class _DerivedMeta(type):
             unpack_from=classmethod(scope["unpack_from"]),
             pack=scope["pack"],
             pack_into=scope["pack_into"],
+            unpack_items=codec.unpack_from,
+            pack_items=codec.pack,
             SIZE=codec.size,
             FIELDS=tuple(plan.names),
         )
@@ -160,6 +163,9 @@ class Derived(metaclass=_DerivedMeta):
     SIZE: ClassVar[int]  # bytes
     FIELDS: ClassVar[tuple[str, ...]]
     declaration: ClassVar[Any] = None
+    # The codec without the object, for the hot path: struct items in wire order, (Int8ub, Int24ub) as one word.
+    unpack_items: ClassVar[Callable[..., tuple[Any, ...]]]
+    pack_items: ClassVar[Callable[..., bytes]]
 
     if TYPE_CHECKING:  # the methods are generated from the declaration, one set a class
 

@@ -21,7 +21,7 @@ from iscsi_ovs.login.fullfeature import TextExchange
 from iscsi_ovs.login.keys import Offer, Parameters
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.login.stages import Login
-from iscsi_ovs.session import events, transfer
+from iscsi_ovs.session import events, plain, transfer
 from iscsi_ovs.session.framing import Framing, sink
 from iscsi_ovs.session.outbox import Outbox
 from iscsi_ovs.session.session import DiscoverySession, Session
@@ -80,9 +80,6 @@ class Connection:
         self.outbox = Outbox()
         self.has_output = False
         self.owes_numbers = False  # MaxCmdSN has changed, and nothing that is queued tells it
-        # The headers of every read that fits one PDU, and of every plain status: filled anew each time.
-        self.data_in = pdu.DataIn()
-        self.scsi_response = pdu.ScsiResponse()
         self.stat_sn = 1
         self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES
         self.on_log: Callable[[str], None] | None = None
@@ -244,6 +241,13 @@ class Connection:
             return ()
         self._control_data = bytearray(length)
         return (memoryview(self._control_data),)
+
+    def take_commands(self, scratch: memoryview, start: int, end: int) -> tuple[int, int]:
+        """Framing's owner: SCSI Commands that need nothing but to be taken."""
+        session = self.session
+        if self.state is not _FULL_FEATURE or session is None or session.parameters.is_discovery:
+            return start, 0
+        return plain.take(session, scratch, start, end)
 
     def _refuse_opcode(self, opcode: int) -> None:
         if self.state in (State.LOGIN, State.ADMITTING):

@@ -48,6 +48,9 @@ class Owner(Protocol):
     def finish(self) -> None:
         """The data segment of the last ``begin`` is whole (called at once where there is none)."""
 
+    def take_commands(self, scratch: memoryview, start: int, end: int) -> tuple[int, int]:
+        """Take what can be taken whole of ``scratch[start:end]``: where that ends, and its data segments."""
+
 
 class Framing:
     """The receiving half of one connection."""
@@ -106,14 +109,25 @@ class Framing:
 
     def parse(self) -> None:
         """Every PDU that is whole, or whose header is."""
-        while not self.is_paused and self._parse_one():
-            pass
+        while not self.is_paused:
+            if self._end - self._start >= pdu.BHS_BYTES and not self._padding:
+                self._take_commands()
+            if not self._parse_one():
+                break
         start = self._start
         if start and not self.is_paused:
             rest = self._end - start
             if rest:
                 self._scratch[:rest] = bytes(self._scratch[start : self._end])
             self._start, self._end = 0, rest
+
+    def _take_commands(self) -> None:
+        """SCSI Commands as they mostly are go through in a run."""
+        start, segments = self._owner.take_commands(self._scratch, self._start, self._end)
+        if start != self._start:
+            self._start = start
+            self._run += segments
+            self._exposure = _RUN_EXPOSURE_BYTES if segments and self._run >= _RUN else _EXPOSURE_BYTES
 
     def _parse_one(self) -> bool:
         start = self._start

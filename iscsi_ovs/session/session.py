@@ -64,6 +64,11 @@ class Session:
             return True
         return self.window.accepts(header.cmd_sn) and header.cmd_sn not in self._held
 
+    @property
+    def holds_commands(self) -> bool:
+        """True while a command waits for one with a lower CmdSN."""
+        return bool(self._held)
+
     def in_order(self, header: pdu.Pdu, action: Callable[[], None]) -> None:
         """Act on a request when its CmdSN is due: now, nearly always."""
         if header.opcode & pdu.IMMEDIATE:

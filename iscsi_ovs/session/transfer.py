@@ -19,9 +19,16 @@ from iscsi_ovs.session.framing import sink
 from iscsi_ovs.session.tasks import State, Task, Transfer
 
 if TYPE_CHECKING:
+    from iscsi_ovs.session.connection import Connection
     from iscsi_ovs.session.session import Session
+    from iscsi_ovs.session.window import CommandWindow
 
 MAX_TRANSFER_BYTES = 8 << 20  # VPD B0's MAXIMUM TRANSFER LENGTH: no command gets more buffer than this
+
+_pack_response = pdu.ScsiResponse.pack_items
+_pack_data_in = pdu.DataIn.pack_items
+_ZEROS = bytes(8)
+_PADDING = tuple(map(bytes, range(4)))
 
 _ABORTED_COMMAND = 0x0B
 UNEXPECTED_UNSOLICITED_DATA = (0x0C, 0x0C)
@@ -260,17 +267,7 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
     elif outcome.buffer is not None:
         outcome.buffer.release()
     if outcome.status == scsi.GOOD and not outcome.sense and not data_sn:
-        # What most writes end with: the connection's own header object, filled anew.
-        response = connection.scsi_response
-        response.flags = pdu.FINAL | flags
-        response.initiator_task_tag = task.initiator_task_tag
-        response.stat_sn = connection.take_stat_sn()
-        response.exp_cmd_sn = window.exp_cmd_sn
-        response.max_cmd_sn = window.max_cmd_sn
-        response.residual_count = residual_count
-        connection.outbox.put(response.pack())
-        if not connection.has_output:
-            connection.touch()
+        respond_good(connection, window, task.initiator_task_tag, flags, residual_count)
         return
     data = b""
     if outcome.sense:
@@ -292,23 +289,35 @@ def respond(session: Session, task: Task, outcome: scsi.Outcome) -> None:
     )
 
 
+def respond_good(
+    connection: Connection, window: CommandWindow, tag: int, flags: int = 0, residual_count: int = 0
+) -> None:
+    """The status of most writes: GOOD, no data. Packed without the object."""
+    stat_sn = connection.stat_sn
+    connection.stat_sn = (stat_sn + 1) & serial.MASK
+    connection.outbox.put(
+        _pack_response(
+            pdu.ScsiResponse.OPCODE, pdu.FINAL | flags, pdu.COMPLETED_AT_TARGET, scsi.GOOD, 0, _ZEROS, tag, 0,
+            stat_sn, window.exp_cmd_sn, window.max_cmd_sn, 0, 0, residual_count,
+        )
+    )  # fmt: skip
+    if not connection.has_output:
+        connection.touch()
+
+
 def _send_one_data_in(
     session: Session, task: Task, buffer: block.Buffer, length: int, flags: int, residual_count: int
 ) -> None:
-    """What most reads are: one Data-In PDU that bears the status. Its header object is the connection's own."""
+    """What most reads are: one Data-In PDU that bears the status. Packed without the object."""
     connection = session.connection
     window = session.window
-    header = connection.data_in
-    header.flags = pdu.FINAL | pdu.STATUS | flags
-    header.data_segment_length = length
-    header.initiator_task_tag = task.initiator_task_tag
-    header.stat_sn = stat_sn = connection.stat_sn
-    connection.stat_sn = (stat_sn + 1) & 0xFFFFFFFF
-    header.exp_cmd_sn = window.exp_cmd_sn
-    header.max_cmd_sn = window.max_cmd_sn
-    header.residual_count = residual_count
-    padding = -length & 3
-    connection.outbox.put_payload(header.pack(), buffer.views(0, length), length, bytes(padding), buffer.release)
+    stat_sn = connection.stat_sn
+    connection.stat_sn = (stat_sn + 1) & serial.MASK
+    header = _pack_data_in(
+        pdu.DataIn.OPCODE, pdu.FINAL | pdu.STATUS | flags, 0, scsi.GOOD, length, 0, task.initiator_task_tag,
+        pdu.RESERVED_TAG, stat_sn, window.exp_cmd_sn, window.max_cmd_sn, 0, 0, residual_count,
+    )  # fmt: skip
+    connection.outbox.put_payload(header, buffer.views(0, length), length, _PADDING[-length & 3], buffer.release)
     if not connection.has_output:
         connection.touch()
 

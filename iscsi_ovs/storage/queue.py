@@ -23,6 +23,7 @@ from shm_server.abi.doorbell import Doorbell
 BACKLOG_LIMIT = 65536  # requests that wait for the ring; beyond it they are refused (a window's arithmetic is wrong)
 
 _FENCE = block.Operation.FENCE
+_FUA = layout.FLAG_FUA
 _new = tuple.__new__  # a NamedTuple's own __new__ is a Python function: 0.15 µs more a completion
 
 for _operation in block.Operation:
@@ -50,6 +51,7 @@ class RingQueue:
         self._mapping = mapping
         self._view = memoryview(mapping)
         self._submissions = ring.SubmissionProducer(self._view, submission_entries)
+        self._push_run = self._submissions.push_run  # bound once
         self._completions = ring.CompletionConsumer(self._view, submission_entries, completion_entries)
         self._submission_bell, self._completion_bell = bells
         self._later = later
@@ -86,15 +88,16 @@ class RingQueue:
     def submit_run(self, handle: int, epoch: int, request: block.Request, slot: int) -> None:
         """The same for a request whose whole payload lies in one run of slots, from ``slot`` on: nearly all of them."""
         tags = self._tags
-        submissions = self._submissions
-        if self._backlog or not tags or request.no_unmap or not submissions.has_entry:
-            self.submit(handle, epoch, request, [(slot, 0, request.length_bytes)])
-            return
-        tag = tags.pop()
-        self._table[tag] = request
-        flags = layout.FLAG_FUA if request.fua else 0
-        length = request.length_bytes
-        submissions.push_run(request.operation, flags, handle, epoch, request.offset_bytes, length, tag, slot)
+        if tags and not self._backlog and not request.no_unmap:
+            tag = tags[-1]
+            flags = _FUA if request.fua else 0
+            if self._push_run(
+                request.operation, flags, handle, epoch, request.offset_bytes, request.length_bytes, tag, slot
+            ):
+                tags.pop()
+                self._table[tag] = request
+                return
+        self.submit(handle, epoch, request, [(slot, 0, request.length_bytes)])
 
     def _push(self, handle: int, epoch: int, request: block.Request, parts: Sequence[ring.Part]) -> bool:
         """Write the ring entry; there is a tag. False: the ring is full, or broken."""

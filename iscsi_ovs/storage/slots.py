@@ -8,9 +8,12 @@ This module does arithmetic on memory that it is handed; it maps nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from shm_server.abi.ring import Part
 
 _FREE = 1
+Run = tuple[int, int]  # first slot, slots
 
 
 class SlotPool:
@@ -42,13 +45,29 @@ class SlotPool:
         self.free_slots += slots
 
     def allocate(self, length_bytes: int, from_reserved_slots: int = 0) -> SlotBuffer | None:
-        count = 1 if length_bytes <= self.slot_bytes else -(-length_bytes // self.slot_bytes)
+        if length_bytes <= self.slot_bytes:  # what nearly every request needs: one slot
+            if from_reserved_slots:
+                self.reserved_slots -= 1
+            elif self.free_slots:
+                self.free_slots -= 1
+            else:
+                return None
+            free = self._map
+            first = free.find(_FREE)
+            free[first] = 0
+            return SlotBuffer(self, first, None, length_bytes, 1)
+        count = -(-length_bytes // self.slot_bytes)
         paid = count if count < from_reserved_slots else from_reserved_slots
         if count - paid > self.free_slots:
             return None
         self.reserved_slots -= paid
         self.free_slots -= count - paid
-        return SlotBuffer(self, self._take(count), length_bytes, count)
+        return self._buffer(self._take(count), length_bytes, count)
+
+    def _buffer(self, runs: list[Run], length_bytes: int, count: int) -> SlotBuffer:
+        if len(runs) == 1:
+            return SlotBuffer(self, runs[0][0], None, length_bytes, count)
+        return SlotBuffer(self, -1, runs, length_bytes, count)
 
     def allocate_run(self, length_bytes: int) -> SlotBuffer | None:
         """A buffer that is one run of neighbours, so that one view shows all of it. None: no such run now."""
@@ -58,22 +77,18 @@ class SlotPool:
             return None
         self.free_slots -= count
         self._map[first : first + count] = bytes(count)
-        return SlotBuffer(self, [(first, count)], length_bytes, count)
+        return SlotBuffer(self, first, None, length_bytes, count)
 
-    def take_more(self, count: int) -> list[tuple[int, int]] | None:
+    def take_more(self, count: int) -> list[Run] | None:
         """``count`` more slots as runs, or None and nothing has changed."""
         if count > self.free_slots:
             return None
         self.free_slots -= count
         return self._take(count)
 
-    def _take(self, count: int) -> list[tuple[int, int]]:
-        """Runs (first slot, slots); the accounts say that they are there."""
+    def _take(self, count: int) -> list[Run]:
+        """Slots that the accounts say are there."""
         free = self._map
-        if count == 1:
-            first = free.find(_FREE)
-            free[first] = 0
-            return [(first, 1)]
         first = free.find(b"\x01" * count)
         if first >= 0:
             free[first : first + count] = bytes(count)
@@ -91,13 +106,10 @@ class SlotPool:
             count -= length
         return runs
 
-    def give_back(self, runs: list[tuple[int, int]], count: int, keep_slots: int) -> None:
+    def give_back(self, runs: Sequence[Run], count: int, keep_slots: int) -> None:
         """Slots of a released buffer; so many of them stay reserved."""
         for first, length in runs:
-            if length == 1:
-                self._map[first] = _FREE
-            else:
-                self._map[first : first + length] = b"\x01" * length
+            self._map[first : first + length] = b"\x01" * length
         assert keep_slots <= count
         self.reserved_slots += keep_slots
         self.free_slots += count - keep_slots
@@ -117,32 +129,34 @@ class SlotBuffer:
 
     __slots__ = ("_count", "_runs", "first_slot", "length_bytes", "pool")
 
-    def __init__(self, pool: SlotPool, runs: list[tuple[int, int]], length_bytes: int, count: int) -> None:
+    def __init__(self, pool: SlotPool, first_slot: int, runs: list[Run] | None, length_bytes: int, count: int) -> None:
+        """One run of ``count`` slots from ``first_slot`` on, or several ``runs`` and first_slot -1."""
         self.pool = pool
+        self.first_slot = first_slot
         self._runs = runs
         self._count = count
-        self.first_slot = runs[0][0] if len(runs) == 1 else -1  # -1: several runs
         self.length_bytes = length_bytes
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """(first slot, slots), in order."""
+        return ((self.first_slot, self._count),) if self._runs is None else self._runs
 
     @property
     def start_bytes(self) -> int:
         """Where the buffer's first run starts in the segment."""
-        return self._runs[0][0] * self.pool.slot_bytes
+        return self.runs[0][0] * self.pool.slot_bytes
 
     def views(self, start: int, stop: int) -> list[memoryview]:
         pool = self.pool
-        first_slot = self.first_slot
-        if first_slot >= 0:
-            if stop <= start:
-                return []
-            base = first_slot * pool.slot_bytes
-            return [pool.memory[base + start : base + stop]]
-        runs = self._runs
-        found: list[memoryview] = []
         if stop <= start:
-            return found
+            return []
+        if self._runs is None:
+            base = self.first_slot * pool.slot_bytes
+            return [pool.memory[base + start : base + stop]]
+        found: list[memoryview] = []
         base = 0
-        for first, length in runs:
+        for first, length in self._runs:
             end = base + length * pool.slot_bytes
             if start < end and stop > base:
                 found.append(pool.view(first, max(start, base) - base, min(stop, end) - base))
@@ -151,11 +165,10 @@ class SlotBuffer:
 
     def parts(self, length_bytes: int) -> list[Part]:
         """The first ``length_bytes`` as ring parts."""
-        runs = self._runs
-        if len(runs) == 1:
-            return [(runs[0][0], 0, length_bytes)]
+        if self._runs is None:
+            return [(self.first_slot, 0, length_bytes)]
         parts = []
-        for first, length in runs:
+        for first, length in self._runs:
             piece = min(length_bytes, length * self.pool.slot_bytes)
             if piece == 0:
                 break
@@ -169,13 +182,22 @@ class SlotBuffer:
             runs = self.pool.take_more(more)
             if runs is None:
                 return False
-            self._runs = self._runs + runs
+            self._runs = [*self.runs, *runs]
             self._count += more
             self.first_slot = -1
         self.length_bytes = max(length_bytes, self.length_bytes)
         return True
 
     def release(self, keep_slots: int = 0) -> None:
-        assert self._count, "a buffer is released once"
-        self.pool.give_back(self._runs, self._count, keep_slots)
+        count = self._count
+        assert count, "a buffer is released once"
+        pool = self.pool
+        if count == 1 and self._runs is None:
+            pool._map[self.first_slot] = _FREE
+            if keep_slots:
+                pool.reserved_slots += 1
+            else:
+                pool.free_slots += 1
+        else:
+            pool.give_back(self.runs, count, keep_slots)
         self._count = 0

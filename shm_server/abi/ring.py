@@ -28,6 +28,10 @@ class RingError(Exception):
     """The other side published an index that can't be."""
 
 
+_INDEX_MASK = layout.INDEX_MASK
+_ENTRY_BYTES = layout.ENTRY_BYTES
+_pack_run = layout.ENTRY_ONE_PART.pack_into
+
 _lock = threading.Lock()
 _acquire = _lock.acquire
 _release = _lock.release
@@ -80,21 +84,22 @@ class SubmissionProducer(_Ring):
             return True
         return self.free() >= entries
 
-    @property
-    def has_entry(self) -> bool:
-        """True where the last look at the server's head left room for an entry (there may be more by now)."""
-        return (self._tail - self._head_seen) & layout.INDEX_MASK < self._count
-
     def push_run(
         self, opcode: int, flags: int, handle: int, epoch: int, offset: int, length: int, tag: int, slot: int
-    ) -> None:
-        """push() for one part from the start of ``slot`` on: nearly every request. The caller has checked has_entry."""
+    ) -> bool:
+        """push() for one part from the start of ``slot`` on: nearly every request.
+
+        False where the last look at the server's head left no room (there may be more by now): nothing was written.
+        """
         tail = self._tail
-        layout.ENTRY_ONE_PART.pack_into(
-            self._entries, (tail & self._mask) * layout.ENTRY_BYTES,
+        if (tail - self._head_seen) & _INDEX_MASK >= self._count:
+            return False
+        _pack_run(
+            self._entries, (tail & self._mask) * _ENTRY_BYTES,
             opcode, flags, 1, handle, epoch, 0, offset, length, tag, slot, 0, length,
         )  # fmt: skip
-        self._tail = (tail + 1) & layout.INDEX_MASK
+        self._tail = (tail + 1) & _INDEX_MASK
+        return True
 
     def push(
         self,

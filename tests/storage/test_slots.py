@@ -23,7 +23,7 @@ def slots_of(buffer: SlotBuffer) -> list[int]:
     """The slots of a buffer in its order, told by where its views lie."""
     pool = buffer.pool
     pool.memory[:] = bytes(slot for slot in range(SLOTS) for _ in range(SLOT))
-    shown = b"".join(buffer.views(0, SLOT * SLOTS if len(buffer._runs) > 1 else buffer._count * SLOT))
+    shown = b"".join(buffer.views(0, SLOT * SLOTS if len(buffer.runs) > 1 else buffer._count * SLOT))
     return list(shown[::SLOT])
 
 
@@ -62,7 +62,7 @@ class Slots(RuleBasedStateMachine):
 
     @staticmethod
     def _raw(buffer: SlotBuffer) -> set[int]:
-        return {slot for first, length in buffer._runs for slot in range(first, first + length)}
+        return {slot for first, length in buffer.runs for slot in range(first, first + length)}
 
     @rule(length=LENGTHS, paid=st.integers(0, 6))
     def allocate(self, length: int, paid: int) -> None:
