@@ -210,6 +210,7 @@ class Operation:
     needs_medium: bool = False  # BUSY while the volume server is away, NOT READY where the volume is not held
     allowed_under_unit_attention: bool = False
     needs_thin: bool = False  # there only where logical block provisioning is
+    changes_medium: bool | None = None  # None: it does if data goes out to it
     conflicts: Conflict | Callable[[bytes], Conflict] = Conflict.WRITES
 
     def conflicts_of(self, cdb: bytes) -> Conflict:
@@ -223,7 +224,8 @@ class Operation:
     @property
     def writes(self) -> bool:
         """Refused on a write-protected unit."""
-        return self.needs_medium and self.direction is Direction.OUT
+        changes = self.direction is Direction.OUT if self.changes_medium is None else self.changes_medium
+        return self.needs_medium and changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,7 @@ class Limits:
     max_write_same_bytes: int = 32 << 20
     max_unmap_blocks: int = 1 << 20  # of one command, all its descriptors together
     max_unmap_descriptors: int = 256
+    max_compare_and_write_blocks: int = 255  # what its one-byte NUMBER OF LOGICAL BLOCKS can say
 
 
 DISK = 0x00  # peripheral qualifier 0, device type 00h: direct access block device
@@ -396,7 +399,7 @@ class LogicalUnit:
                 if device is None:
                     raise CheckCondition(NOT_READY)
                 command.device = device
-                if self.is_read_only and operation.direction is Direction.OUT:
+                if self.is_read_only and operation.writes:
                     raise CheckCondition(WRITE_PROTECTED)
             return operation.handler(self, command)
         except CheckCondition as condition:

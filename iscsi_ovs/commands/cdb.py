@@ -20,12 +20,17 @@ DPO = 0x10
 FUA = 0x08
 LBA_MASK_6 = 0x1FFFFF  # READ (6): 21 bits of LBA; above them was once a LUN
 
+# Byte 1 of VERIFY and WRITE AND VERIFY
+BYTCHK = 0x06
+
 # Byte 1 of WRITE SAME and UNMAP
 ANCHOR = 0x10
 UNMAP = 0x08
 PBDATA_LBDATA = 0x06  # obsolete
 NDOB = 0x01  # WRITE SAME (16)
 UNMAP_ANCHOR = 0x01
+
+DEFECT_LIST = 0x1F  # READ DEFECT DATA: which lists, in which format
 
 EVPD = 0x01
 CMDDT = 0x02  # obsolete
@@ -55,7 +60,7 @@ class Transfer6(Derived):
 
 
 class Transfer10(Derived):
-    """READ, WRITE, WRITE SAME, SYNCHRONIZE CACHE (10)."""
+    """READ, WRITE, VERIFY, WRITE SAME, SYNCHRONIZE CACHE, PRE-FETCH (10) and their kind."""
 
     declaration = Struct(
         "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int32ub, "group" / Int8ub, "blocks" / Int16ub, "control" / Int8ub
@@ -63,7 +68,7 @@ class Transfer10(Derived):
 
 
 class Transfer12(Derived):
-    """READ, WRITE (12)."""
+    """READ, WRITE, VERIFY, WRITE AND VERIFY (12)."""
 
     declaration = Struct(
         "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int32ub, "blocks" / Int32ub, "group" / Int8ub, "control" / Int8ub
@@ -71,7 +76,7 @@ class Transfer12(Derived):
 
 
 class Transfer16(Derived):
-    """READ, WRITE, WRITE SAME, SYNCHRONIZE CACHE (16)."""
+    """READ, WRITE, VERIFY, ORWRITE, WRITE SAME, SYNCHRONIZE CACHE, PRE-FETCH (16) and their kind."""
 
     declaration = Struct(
         "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int64ub, "blocks" / Int32ub, "group" / Int8ub, "control" / Int8ub
@@ -173,12 +178,39 @@ class GetLbaStatus(Derived):
     )  # fmt: skip
 
 
-class LbaStatus(Derived):
-    """SBC-3 5.4.2: the parameter data with one descriptor. The status is in the low four bits of its byte."""
+class CompareAndWrite(Derived):
+    """SBC-3 5.2. Byte 1 as in WRITE (16)."""
 
     declaration = Struct(
-        "data_length" / Int32ub, "reserved_4" / Int32ub,
-        "lba" / Int64ub, "blocks" / Int32ub, "provisioning_status" / Int8ub, "reserved_21" / Bytes(3),
+        "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int64ub, "reserved_10" / Bytes(3), "blocks" / Int8ub,
+        "group" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class WriteAtomic16(Derived):
+    """SBC-4, WRITE ATOMIC (16). Byte 1 as in WRITE (16)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "lba" / Int64ub, "atomic_boundary" / Int16ub, "blocks" / Int16ub,
+        "group" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReadDefectData10(Derived):
+    """SBC-3 5.17. ``format``: REQ_PLIST, REQ_GLIST, DEFECT LIST FORMAT."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "reserved_1" / Int8ub, "format" / Int8ub, "reserved_3" / Bytes(4),
+        "allocation_length" / Int16ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReadDefectData12(Derived):
+    """SBC-3 5.18."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "format" / Int8ub, "address_descriptor_index" / Int32ub, "allocation_length" / Int32ub,
+        "reserved_10" / Int8ub, "control" / Int8ub,
     )  # fmt: skip
 
 
@@ -204,6 +236,32 @@ class UnmapDescriptor(Derived):
     """SBC-3 5.28.2."""
 
     declaration = Struct("lba" / Int64ub, "blocks" / Int32ub, "reserved_12" / Int32ub)
+
+
+class LbaStatusHeader(Derived):
+    """SBC-3 5.4.2: PARAMETER DATA LENGTH counts what follows it."""
+
+    declaration = Struct("data_length" / Int32ub, "reserved_4" / Int32ub)
+
+
+class LbaStatusDescriptor(Derived):
+    """SBC-3 5.4.3. The status is in the low four bits of its byte."""
+
+    declaration = Struct(
+        "lba" / Int64ub, "blocks" / Int32ub, "provisioning_status" / Int8ub, "reserved_13" / Bytes(3)
+    )
+
+
+class DefectListHeader10(Derived):
+    """SBC-3 5.17.2. ``format``: PLISTV, GLISTV, DEFECT LIST FORMAT."""
+
+    declaration = Struct("reserved_0" / Int8ub, "format" / Int8ub, "length" / Int16ub)
+
+
+class DefectListHeader12(Derived):
+    """SBC-3 5.18.2."""
+
+    declaration = Struct("reserved_0" / Int8ub, "format" / Int8ub, "generation" / Int16ub, "length" / Int32ub)
 
 
 class ReadCapacity10Data(Derived):

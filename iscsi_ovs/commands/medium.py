@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from iscsi_ovs import block
-from iscsi_ovs.commands import cdb, sense
-from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Outcome, invalid_field
+from iscsi_ovs.commands import cdb, sbc, sense
+from iscsi_ovs.scsi import (
+    CONDITION_MET,
+    GOOD,
+    CheckCondition,
+    Command,
+    Execution,
+    LogicalUnit,
+    Outcome,
+    invalid_field,
+)
 
 # Capacity -------------------------------------------------------------------------------------------------------
 
@@ -32,33 +41,142 @@ def read_capacity_16(unit: LogicalUnit, command: Command) -> Execution:
         block_bytes=unit.block_bytes,
         exponent=exponent,
         provisioning=cdb.LBPME | cdb.LBPRZ if unit.personality.is_thin else 0,  # lowest aligned LBA 0
-    ).pack()[: fields.allocation_length]
-    return Outcome(data=data, transfer_bytes=len(data))
+    )
+    return _cut(data.pack(), fields.allocation_length)
 
+
+# GET LBA STATUS -------------------------------------------------------------------------------------------------
 
 _MAPPED, _DEALLOCATED = 0, 1
+MAX_LBA_STATUS_DESCRIPTORS = 256
+_MAX_LBA_STATUS_QUESTIONS = 512  # to the volume server; neighbours that turn out to be alike cost one each, too
+_MAX_DESCRIPTOR_BLOCKS = 0xFFFFFFFF
 
 
 def get_lba_status(unit: LogicalUnit, command: Command) -> Execution:
-    """One descriptor: what the first LBA is, and how far that holds. Initiators ask again from there."""
-    fields = cdb.GetLbaStatus.unpack_from(command.cdb)
-    lba, block_bytes = fields.lba, unit.block_bytes
-    if lba >= unit.capacity_blocks:
-        raise CheckCondition(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
-    wanted = min(unit.capacity_blocks - lba, 0xFFFFFFFF)
+    """As many descriptors as the allocation length has room for, from the LBA asked for on, and one at least.
 
-    def finish(completion: block.Completion) -> Outcome:
+    Neighbours with the same status are one descriptor. SBC-3 5.4.1 allows to say less than there is: initiators ask
+    again from where the answer ends.
+    """
+    fields = cdb.GetLbaStatus.unpack_from(command.cdb)
+    if fields.lba >= unit.capacity_blocks:
+        raise CheckCondition(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
+    room = (fields.allocation_length - cdb.LbaStatusHeader.SIZE) // cdb.LbaStatusDescriptor.SIZE
+    runs = _Runs(unit, fields.lba, min(max(room, 1), MAX_LBA_STATUS_DESCRIPTORS), fields.allocation_length)
+    if not unit.personality.is_thin:
+        # SBC-3 4.7.2: "a fully provisioned logical unit … every LBA is mapped"
+        while not runs.is_complete:
+            runs.add(min(unit.capacity_blocks - runs.lba, _MAX_DESCRIPTOR_BLOCKS), _MAPPED)
+        return runs.answer()
+    return runs.ask()
+
+
+class _Runs:
+    """What a GET LBA STATUS has found so far: runs of blocks with one status each."""
+
+    def __init__(self, unit: LogicalUnit, lba: int, limit: int, allocation_length: int) -> None:
+        self._unit = unit
+        self._limit = limit
+        self._allocation_length = allocation_length
+        self._runs: list[tuple[int, int, int]] = []  # LBA, blocks, status
+        self.lba = lba  # of what is not known yet
+        self._is_full = False  # a run began for which there is no room
+        self._questions = 0
+
+    @property
+    def is_complete(self) -> bool:
+        is_over = self._is_full or self._questions >= _MAX_LBA_STATUS_QUESTIONS
+        return is_over or self.lba >= self._unit.capacity_blocks
+
+    def add(self, blocks: int, status: int) -> None:
+        """The next ``blocks`` have this status."""
+        if self._runs:
+            lba, before, previous = self._runs[-1]
+            if previous == status and before + blocks <= _MAX_DESCRIPTOR_BLOCKS:
+                self._runs[-1] = (lba, before + blocks, status)
+                self.lba += blocks
+                return
+        if len(self._runs) == self._limit:
+            self._is_full = True
+            return
+        self._runs.append((self.lba, blocks, status))
+        self.lba += blocks
+        # One descriptor is what most ask for: then the end of the first answer is good enough.
+        self._is_full = self._limit == 1
+
+    def ask(self) -> block.Request:
+        """The volume server knows what is allocated."""
+        self._questions += 1
+        block_bytes = self._unit.block_bytes
+        wanted = min(self._unit.capacity_blocks - self.lba, _MAX_DESCRIPTOR_BLOCKS)
+        return block.Request(block.Operation.EXTENTS, self.lba * block_bytes, wanted * block_bytes, finish=self._finish)
+
+    def _finish(self, completion: block.Completion) -> Execution:
         _, error, run_bytes, is_data = completion
         if error is not None:
-            return unit.failed(completion)
-        blocks = run_bytes // block_bytes
-        data = cdb.LbaStatus(
-            data_length=cdb.LbaStatus.SIZE - 4,
-            lba=lba,
-            blocks=blocks or 1,  # a run that ends inside of a block: that block is mapped
-            # SBC-3 4.7.2: "a fully provisioned logical unit … every LBA is mapped"
-            provisioning_status=_DEALLOCATED if blocks and not is_data and unit.personality.is_thin else _MAPPED,
-        ).pack()[: fields.allocation_length]
-        return Outcome(data=data, transfer_bytes=len(data))
+            return self._unit.failed(completion)
+        blocks = run_bytes // self._unit.block_bytes
+        # A run that ends inside of a block: that block is mapped.
+        self.add(blocks or 1, _MAPPED if is_data or not blocks else _DEALLOCATED)
+        return self.answer() if self.is_complete else self.ask()
 
-    return block.Request(block.Operation.EXTENTS, lba * block_bytes, wanted * block_bytes, finish=finish)
+    def answer(self) -> Outcome:
+        descriptors = b"".join(
+            cdb.LbaStatusDescriptor(lba=lba, blocks=blocks, provisioning_status=status).pack()
+            for lba, blocks, status in self._runs
+        )
+        header = cdb.LbaStatusHeader(data_length=cdb.LbaStatusHeader.SIZE - 4 + len(descriptors))
+        return _cut(header.pack() + descriptors, self._allocation_length)
+
+
+# READ DEFECT DATA -----------------------------------------------------------------------------------------------
+
+
+def read_defect_data_10(unit: LogicalUnit, command: Command) -> Execution:
+    """Both lists are there when asked for, in whatever format, and empty: no defect of a store is ours to name."""
+    fields = cdb.ReadDefectData10.unpack_from(command.cdb)
+    return _cut(cdb.DefectListHeader10(format=fields.format & cdb.DEFECT_LIST).pack(), fields.allocation_length)
+
+
+def read_defect_data_12(unit: LogicalUnit, command: Command) -> Execution:
+    fields = cdb.ReadDefectData12.unpack_from(command.cdb)
+    return _cut(cdb.DefectListHeader12(format=fields.format & cdb.DEFECT_LIST).pack(), fields.allocation_length)
+
+
+# PRE-FETCH ------------------------------------------------------------------------------------------------------
+
+
+def pre_fetch_10(unit: LogicalUnit, command: Command) -> Execution:
+    _, _, lba, _, blocks, _ = cdb.unpack_transfer_10(command.cdb)
+    return _pre_fetch(unit, lba, blocks)
+
+
+def pre_fetch_16(unit: LogicalUnit, command: Command) -> Execution:
+    _, _, lba, blocks, _, _ = cdb.unpack_transfer_16(command.cdb)
+    return _pre_fetch(unit, lba, blocks)
+
+
+def _pre_fetch(unit: LogicalUnit, lba: int, blocks: int) -> Execution:
+    """The volume server reads the range, so that its page cache has it. Answered when that is done, IMMED or not.
+
+    SBC-3, PRE-FETCH (10): CONDITION MET where "the cache … has sufficient capacity to accept all of the specified
+    logical blocks", GOOD where it takes a part of them. We take MAXIMUM TRANSFER LENGTH; zero blocks are all to the
+    last one.
+    """
+    sbc.check_range(unit, lba, blocks)
+    wanted = blocks or unit.capacity_blocks - lba
+    taken = min(wanted, unit.max_transfer_blocks)
+    status = CONDITION_MET if taken == wanted else GOOD
+    if taken == 0:
+        return Outcome(status)
+
+    def finish(completion: block.Completion) -> Outcome:
+        return Outcome(status) if completion.error is None else unit.failed(completion)
+
+    return block.Request(block.Operation.COMPARE, lba * unit.block_bytes, taken * unit.block_bytes, finish=finish)
+
+
+def _cut(data: bytes, allocation_length: int) -> Outcome:
+    data = data[:allocation_length]
+    return Outcome(data=data, transfer_bytes=len(data))

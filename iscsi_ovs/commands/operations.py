@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iscsi_ovs.commands import medium, provisioning, sbc, sense, spc, write_through
+from iscsi_ovs.commands import atomics, medium, provisioning, sbc, sense, spc, verify, write_through
 from iscsi_ovs.commands.conflicts import with_conflicts
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
 
@@ -26,6 +26,11 @@ def _always(row: Operation) -> Operation:
 def _thin(row: Operation) -> Operation:
     """LBPU (SBC-3 6.5.4): what a fully provisioned unit does not have."""
     return replace(row, needs_thin=True)
+
+
+def _compares(row: Operation) -> Operation:
+    """Data goes out to the medium, and is only held against it: a write-protected unit does it, too."""
+    return replace(row, changes_medium=False)
 
 
 _hex = bytes.fromhex
@@ -47,6 +52,10 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
 _READ_CAPACITY_10 = _hex("25 00 ffffffff 0000 01 00")
 _READ_CAPACITY_16 = _hex("9e 10 ffffffffffffffff ffffffff 01 00")
 _GET_LBA_STATUS = _hex("9e 12 ffffffffffffffff ffffffff 00 00")
+_COMPARE_AND_WRITE = _hex("89 18 ffffffffffffffff 000000 ff 00 00")
+_WRITE_ATOMIC_16 = _hex("9c 18 ffffffffffffffff ffff ffff 00 00")
+_READ_DEFECT_DATA_10 = _hex("37 00 1f 00000000 ffff 00")
+_READ_DEFECT_DATA_12 = _hex("b7 1f ffffffff ffffffff 00 00")
 _UNMAP = _hex("42 00 00000000 00 ffff 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
 _RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
@@ -63,20 +72,33 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, medium.read_capacity_10, _MEDIUM),
     Operation(0x28, None, "READ (10)",            _IN,   _at_lba_10(0x28, 0x18), sbc.read_10, _MEDIUM),
     Operation(0x2A, None, "WRITE (10)",           _OUT,  _at_lba_10(0x2A, 0x18), sbc.write_10, _MEDIUM),
+    Operation(0x2E, None, "WRITE AND VERIFY (10)", _OUT, _at_lba_10(0x2E, 0x16), verify.write_and_verify_10, _MEDIUM),
+    _compares(Operation(0x2F, None, "VERIFY (10)", _OUT, _at_lba_10(0x2F, 0x16), verify.verify_10, _MEDIUM)),
+    Operation(0x34, None, "PRE-FETCH (10)",       _NONE, _at_lba_10(0x34, 0x02), medium.pre_fetch_10, _MEDIUM),
     Operation(0x35, None, "SYNCHRONIZE CACHE (10)", _NONE, _at_lba_10(0x35, 0x02), sbc.synchronize_cache_10, _MEDIUM),
+    Operation(0x37, None, "READ DEFECT DATA (10)", _IN,  _READ_DEFECT_DATA_10, medium.read_defect_data_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
     Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
+    Operation(0x89, None, "COMPARE AND WRITE",    _OUT,  _COMPARE_AND_WRITE, atomics.compare_and_write, _MEDIUM),
     Operation(0x8A, None, "WRITE (16)",           _OUT,  _at_lba_16(0x8A, 0x18), sbc.write_16, _MEDIUM),
+    Operation(0x8B, None, "ORWRITE (16)",         _OUT,  _at_lba_16(0x8B, 0x18), atomics.orwrite_16, _MEDIUM),
+    Operation(0x8E, None, "WRITE AND VERIFY (16)", _OUT, _at_lba_16(0x8E, 0x16), verify.write_and_verify_16, _MEDIUM),
+    _compares(Operation(0x8F, None, "VERIFY (16)", _OUT, _at_lba_16(0x8F, 0x16), verify.verify_16, _MEDIUM)),
+    Operation(0x90, None, "PRE-FETCH (16)",       _NONE, _at_lba_16(0x90, 0x02), medium.pre_fetch_16, _MEDIUM),
     Operation(0x91, None, "SYNCHRONIZE CACHE (16)", _NONE, _at_lba_16(0x91, 0x02), sbc.synchronize_cache_16, _MEDIUM),
     Operation(0x93, None, "WRITE SAME (16)",      _OUT,  _at_lba_16(0x93, 0x09), provisioning.write_same_16, _MEDIUM),
+    Operation(0x9C, None, "WRITE ATOMIC (16)",    _OUT,  _WRITE_ATOMIC_16, atomics.write_atomic_16, _MEDIUM),
     Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, medium.read_capacity_16, _MEDIUM),
     Operation(0x9E, 0x12, "GET LBA STATUS",       _IN,   _GET_LBA_STATUS, medium.get_lba_status, _MEDIUM),
     _always(Operation(0xA0, None, "REPORT LUNS",  _IN,   _hex("a0 00 ff 000000 ffffffff 00 00"), spc.report_luns)),
     Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, spc.report_supported_operation_codes),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
     Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
+    Operation(0xAE, None, "WRITE AND VERIFY (12)", _OUT, _at_lba_12(0xAE, 0x16), verify.write_and_verify_12, _MEDIUM),
+    _compares(Operation(0xAF, None, "VERIFY (12)", _OUT, _at_lba_12(0xAF, 0x16), verify.verify_12, _MEDIUM)),
+    Operation(0xB7, None, "READ DEFECT DATA (12)", _IN,  _READ_DEFECT_DATA_12, medium.read_defect_data_12, _MEDIUM),
 )
 # fmt: on
 OPERATIONS = tuple(map(with_conflicts, OPERATIONS))

@@ -70,14 +70,16 @@ class DesignatorHeader(Derived):
 
 
 class BlockLimits(Derived):
-    """SBC-3 6.5.3, without the header: page length 3Ch."""
+    """SBC-3 6.5.3, and SBC-4's atomic writes, without the header: page length 3Ch."""
 
     declaration = Struct(
         "wsnz" / Int8ub, "maximum_compare_and_write_length" / Int8ub, "optimal_transfer_granularity" / Int16ub,
         "maximum_transfer_length" / Int32ub, "optimal_transfer_length" / Int32ub, "maximum_prefetch_length" / Int32ub,
         "maximum_unmap_lba_count" / Int32ub, "maximum_unmap_descriptor_count" / Int32ub,
         "optimal_unmap_granularity" / Int32ub, "unmap_granularity_alignment" / Int32ub,
-        "maximum_write_same_length" / Int64ub, "reserved_44" / Bytes(20),
+        "maximum_write_same_length" / Int64ub, "maximum_atomic_transfer_length" / Int32ub,
+        "atomic_alignment" / Int32ub, "atomic_transfer_length_granularity" / Int32ub,
+        "maximum_atomic_transfer_length_with_boundary" / Int32ub, "maximum_atomic_boundary_size" / Int32ub,
     )  # fmt: skip
 
 
@@ -180,19 +182,25 @@ def _device_identification(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
 
 def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     limits = unit.limits
+    device = nexus.devices.get(unit)
+    atomic_bytes = 0 if device is None else device.features.max_atomic_write_bytes
     physical_blocks = unit.personality.physical_block_bytes // unit.block_bytes
     can_unmap = unit.personality.is_thin
     return BlockLimits(
         wsnz=WSNZ,
+        maximum_compare_and_write_length=limits.max_compare_and_write_blocks,
         optimal_transfer_granularity=physical_blocks,
         maximum_transfer_length=unit.max_transfer_blocks,
         optimal_transfer_length=limits.optimal_transfer_bytes // unit.block_bytes,
+        maximum_prefetch_length=unit.max_transfer_blocks,
         maximum_unmap_lba_count=limits.max_unmap_blocks if can_unmap else 0,
         maximum_unmap_descriptor_count=limits.max_unmap_descriptors if can_unmap else 0,
         optimal_unmap_granularity=physical_blocks if can_unmap else 0,
         unmap_granularity_alignment=UGAVALID if can_unmap else 0,  # alignment 0
         # What holds for any block; zeros may be longer (scsi.Limits). Zero, "no limit", would be a lie for data.
         maximum_write_same_length=limits.max_write_same_bytes // unit.block_bytes,
+        # What the store can do; no alignment, no granularity. Zero: WRITE ATOMIC is not there.
+        maximum_atomic_transfer_length=min(atomic_bytes, limits.max_transfer_bytes) // unit.block_bytes,
     ).pack()
 
 

@@ -16,10 +16,13 @@ TIMEOUTS = "000a 00 00 00000000 00000000".replace(" ", "")
 # fmt: off
 PROMISED = [
     "TEST UNIT READY", "REQUEST SENSE", "READ (6)", "WRITE (6)", "INQUIRY", "MODE SENSE (6)", "START STOP UNIT",
-    "READ CAPACITY (10)", "READ (10)", "WRITE (10)", "SYNCHRONIZE CACHE (10)", "WRITE SAME (10)", "UNMAP",
-    "MODE SENSE (10)", "READ (16)", "WRITE (16)", "SYNCHRONIZE CACHE (16)", "WRITE SAME (16)", "READ CAPACITY (16)",
-    "GET LBA STATUS",
-    "REPORT LUNS", "REPORT SUPPORTED OPERATION CODES", "READ (12)", "WRITE (12)",
+    "READ CAPACITY (10)", "READ (10)", "WRITE (10)", "WRITE AND VERIFY (10)", "VERIFY (10)", "PRE-FETCH (10)",
+    "SYNCHRONIZE CACHE (10)", "READ DEFECT DATA (10)", "WRITE SAME (10)", "UNMAP",
+    "MODE SENSE (10)", "READ (16)", "COMPARE AND WRITE", "WRITE (16)", "ORWRITE (16)", "WRITE AND VERIFY (16)",
+    "VERIFY (16)", "PRE-FETCH (16)", "SYNCHRONIZE CACHE (16)", "WRITE SAME (16)", "WRITE ATOMIC (16)",
+    "READ CAPACITY (16)", "GET LBA STATUS",
+    "REPORT LUNS", "REPORT SUPPORTED OPERATION CODES", "READ (12)", "WRITE (12)", "WRITE AND VERIFY (12)",
+    "VERIFY (12)", "READ DEFECT DATA (12)",
 ]
 # fmt: on
 
@@ -52,6 +55,8 @@ def test_what_writes() -> None:
     """What a write-protected unit refuses."""
     assert {row.name for row in OPERATIONS if row.writes} == {
         "WRITE (6)", "WRITE (10)", "WRITE (12)", "WRITE (16)", "WRITE SAME (10)", "WRITE SAME (16)", "UNMAP",
+        "WRITE AND VERIFY (10)", "WRITE AND VERIFY (12)", "WRITE AND VERIFY (16)", "COMPARE AND WRITE", "ORWRITE (16)",
+        "WRITE ATOMIC (16)",
     }  # fmt: skip
 
 
@@ -90,7 +95,7 @@ def test_one_command(disk: Bench, operation: Operation) -> None:
 def test_one_command_that_is_not_there(disk: Bench) -> None:
     """SUPPORT 001b, no CDB, no timeouts."""
     for options, opcode, action in (
-        (1, 0xFF, 0), (2, 0xFF, 1), (3, 0xFF, 0), (2, 0x9E, 0x13), (3, 0x9E, 0x13), (3, 0x28, 1), (0x81, 0x2F, 0),
+        (1, 0xFF, 0), (2, 0xFF, 1), (3, 0xFF, 0), (2, 0x9E, 0x13), (3, 0x9E, 0x13), (3, 0x28, 1), (0x81, 0x2C, 0),
         (2, 0xA3, 0x100C),
     ):  # fmt: skip
         assert rsoc(disk, options, opcode, action).data.hex() == "00010000"

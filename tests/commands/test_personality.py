@@ -94,10 +94,7 @@ def test_a_thick_disk_claims_no_provisioning() -> None:
     assert 0xB2 not in page(disk, 0x00)
     assert code(disk.execute("12 01 b2 00ff 00")) == (0x5, 0x24, 0x00)
     assert not any(page(disk, 0xB0)[16:32])
-    request = disk.start("9e 12 0000000000000000 00000018 00 00", data_in=24)
-    assert isinstance(request, block.Request)
-    assert request.finish is not None
-    assert request.finish(block.Completion(request, None, 4096, 0)).data[20] == 0
+    assert disk.execute("9e 12 0000000000000000 00000018 00 00").data[20] == 0
 
 
 def test_a_thick_disk_does_not_unmap() -> None:

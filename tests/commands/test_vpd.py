@@ -83,9 +83,12 @@ def test_names_are_terminated_and_padded(length: int) -> None:
 
 
 def test_block_limits(disk: Bench) -> None:
-    """What CONTRACTS 3 and 7 state: 8 MiB, 2^20 blocks in 256 descriptors, 32 MiB, WSNZ, granularity 4 KiB."""
+    """What CONTRACTS 3 and 7 state: 8 MiB, 2^20 blocks in 256 descriptors, 32 MiB, WSNZ, granularity 4 KiB.
+
+    And 255 blocks for COMPARE AND WRITE, 8 MiB for PRE-FETCH.
+    """
     assert page(disk, 0xB0).hex(" ") == (
-        "01 00 00 08 00 00 40 00 00 00 08 00 00 00 00 00 00 10 00 00 00 00 01 00 00 00 00 08 80 00 00 00 "
+        "01 ff 00 08 00 00 40 00 00 00 08 00 00 00 40 00 00 10 00 00 00 00 01 00 00 00 00 08 80 00 00 00 "
         "00 00 00 00 00 01 00 00 " + " ".join(["00"] * 20)
     )
 
