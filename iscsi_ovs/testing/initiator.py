@@ -16,118 +16,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from iscsi_ovs import pdu
 from iscsi_ovs.login import text
-from iscsi_ovs.login.keys import Parameters, parse_number
+from iscsi_ovs.login.keys import Parameters
+from iscsi_ovs.testing.chap import Chap
+from iscsi_ovs.testing.login import LoginPhase
+from iscsi_ovs.testing.results import Received, Result, ViolationError, parse_pairs
+from iscsi_ovs.testing.stream import Buffer, Stream, encode
 
-Buffer = bytes | bytearray | memoryview
-
-# What a modern initiator proposes (open-iscsi's defaults, with more R2Ts).
-OPERATIONAL_KEYS: dict[str, str] = {
-    "HeaderDigest": "None",
-    "DataDigest": "None",
-    "DefaultTime2Wait": "2",
-    "DefaultTime2Retain": "0",
-    "ErrorRecoveryLevel": "0",
-    "InitialR2T": "No",
-    "ImmediateData": "Yes",
-    "MaxBurstLength": "16776192",
-    "FirstBurstLength": "262144",
-    "MaxOutstandingR2T": "4",
-    "MaxConnections": "1",
-    "DataPDUInOrder": "Yes",
-    "DataSequenceInOrder": "Yes",
-    "MaxRecvDataSegmentLength": "262144",
-}
-_NUMBERS: dict[str, str] = {
-    "MaxBurstLength": "max_burst_length",
-    "FirstBurstLength": "first_burst_length",
-    "MaxOutstandingR2T": "max_outstanding_r2t",
-    "MaxConnections": "max_connections",
-    "DefaultTime2Wait": "default_time2wait",
-    "DefaultTime2Retain": "default_time2retain",
-    "ErrorRecoveryLevel": "error_recovery_level",
-}
-_BOOLEANS: dict[str, str] = {"InitialR2T": "initial_r2t", "ImmediateData": "immediate_data"}
-_LOGIN_SEGMENT_BYTES = 8192
-
-
-class ViolationError(AssertionError):
-    """The target did what RFC 7143 forbids."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One PDU from the target."""
-
-    header: pdu.Pdu
-    data: bytes = b""
-    ahs: bytes = b""
-
-
-@dataclass(slots=True)
-class Result:
-    """What became of one request. ``is_complete`` once the target has answered for good."""
-
-    initiator_task_tag: int
-    read_bytes: int = 0
-    write_data: memoryview = field(default_factory=lambda: memoryview(b""))
-    lun: int = 0
-    cmd_sn: int = 0
-    is_complete: bool = False
-    status: int | None = None  # SCSI status
-    response: int | None = None  # the response code of a SCSI, task management or logout response
-    sense: bytes = b""
-    data: bytearray = field(default_factory=bytearray)  # data-in, ping data or text
-    data_in_pdus: int = 0
-    r2ts: int = 0
-    overflow: bool = False
-    underflow: bool = False
-    residual_count: int = 0
-    header: pdu.Pdu | None = None  # of the final response
-    reject_reason: int | None = None
-
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The answers of a text request, in order; keys may repeat."""
-        return parse_pairs(bytes(self.data))
-
-    @property
-    def sense_key(self) -> int | None:
-        """Of fixed (70h) or descriptor (72h) sense data."""
-        if len(self.sense) < 4:
-            return None
-        return self.sense[2] & 0x0F if self.sense[0] & 0x7F < 0x72 else self.sense[1] & 0x0F
-
-    @property
-    def additional_sense(self) -> tuple[int, int] | None:
-        """ASC and ASCQ."""
-        if self.sense and self.sense[0] & 0x7F >= 0x72:
-            return (self.sense[2], self.sense[3]) if len(self.sense) >= 4 else None
-        return (self.sense[12], self.sense[13]) if len(self.sense) >= 14 else None
-
-
-def parse_pairs(data: bytes) -> list[tuple[str, str]]:
-    """Text to pairs, repeated keys and all."""
-    pairs = []
-    for piece in data.split(b"\0"):
-        if piece:
-            key, _, value = piece.decode().partition("=")
-            pairs.append((key, value))
-    return pairs
-
-
-def encode(header: pdu.Pdu, data: Buffer = b"", ahs: bytes = b"") -> bytes:
-    """A PDU as it goes over the wire: lengths filled in, segments padded, no digests."""
-    header.data_segment_length = len(data)
-    header.total_ahs_length = (len(ahs) + 3) // 4
-    return b"".join(
-        (header.pack(), ahs, bytes(pdu.pad_bytes(len(ahs))), data, bytes(pdu.pad_bytes(len(data))))
-    )  # fmt: skip
-
+__all__ = ["Buffer", "Initiator", "Received", "Result", "ViolationError", "encode", "parse_pairs"]
 
 class Initiator:
     """One session on one connection. All lengths in bytes.
@@ -160,11 +59,10 @@ class Initiator:
         self.is_logged_out = False
         self.answer_r2t = True
         self.answer_pings = True
-        self._out = bytearray()
-        self._in = bytearray()
+        self.stream = Stream()
         self._itt = 0
         self._waiting: deque[tuple[pdu.Pdu, bytes, bytes, list[bytes]]] = deque()  # for the command window
-        self._login = _LoginPlan()
+        self._login = LoginPhase(self)
         self._stat_sn_known = False
         self._outstanding_r2ts: dict[int, set[int]] = {}  # by task tag: the transfer tags we have not answered
 
@@ -172,42 +70,24 @@ class Initiator:
 
     def to_send(self) -> bytes:
         """What is to go to the target now."""
-        data = bytes(self._out)
-        self._out.clear()
-        return data
+        return self.stream.take()
 
     def raw(self, header: Buffer | pdu.Pdu, data: Buffer = b"", pad: bool = True) -> None:
         """Send these very bytes: nothing is checked, numbered or filled in."""
-        self._out += header.pack() if isinstance(header, pdu.Pdu) else header
-        self._out += data
+        put = self.stream.put
+        put(header.pack() if isinstance(header, pdu.Pdu) else header)
+        put(data)
         if pad:
-            self._out += bytes(pdu.pad_bytes(len(data)))
+            put(bytes(pdu.pad_bytes(len(data))))
 
     def feed(self, data: Buffer) -> list[Received]:
         """Take what the target sent, in pieces of any size; return the PDUs that it completed."""
-        self._in += data
         arrived = []
-        while (received := self._next_pdu()) is not None:
+        for received in self.stream.feed(data):
             arrived.append(received)
             self.received.append(received)
             self._dispatch(received)
         return arrived
-
-    def _next_pdu(self) -> Received | None:
-        if len(self._in) < pdu.BHS_BYTES:
-            return None
-        try:
-            header = pdu.decode(self._in)
-        except KeyError:
-            raise ViolationError(f"no such opcode: {self._in[0]:#04x}") from None
-        ahs_bytes, data_bytes = header.total_ahs_length * 4, header.data_segment_length
-        total = pdu.BHS_BYTES + ahs_bytes + data_bytes + pdu.pad_bytes(data_bytes)
-        if len(self._in) < total:
-            return None
-        start = pdu.BHS_BYTES + ahs_bytes
-        ahs, data = bytes(self._in[pdu.BHS_BYTES : start]), bytes(self._in[start : start + data_bytes])
-        del self._in[:total]
-        return Received(header, data, ahs)
 
     # ------------------------------------------------------------------ login
 
@@ -218,28 +98,17 @@ class Initiator:
         security: bool = True,
         identity: dict[str, str | None] | None = None,
         tsih: int = 0,
+        chap: Chap | None = None,
         **overrides: str | None,
     ) -> int:
         """Begin a login: to a target, or for discovery (None). ``feed`` carries it on to ``is_logged_in``.
 
         ``overrides`` change the operational keys by name (None leaves one out; others are added); ``identity`` those
-        of the first request. ``security=False`` starts in the operational stage.
+        of the first request. ``security=False`` starts in the operational stage. ``chap`` is how we prove ourselves.
         """
-        first: dict[str, str | None] = {
-            "InitiatorName": self.name,
-            "SessionType": "Normal" if target else "Discovery",
-            "TargetName": target,
-            "AuthMethod": "None" if security else None,
-            **(identity or {}),
-        }
-        operational = {**OPERATIONAL_KEYS, **overrides}
-        plan = self._login = _LoginPlan(stage=0 if security else 1, task_tag=self._new_task_tag())
-        plan.operational = {key: value for key, value in operational.items() if value is not None}
-        identified = {key: value for key, value in first.items() if value is not None}
         self.tsih = tsih
-        self._set(is_discovery=target is None, target_name=target)
-        self._login_text(identified if security else {**identified, **plan.operational})
-        return plan.task_tag
+        self.set(is_discovery=target is None, target_name=target)
+        return self._login.begin(self._new_task_tag(), target, security, identity or {}, chap, overrides)
 
     def login_pdu(self, flags: int, data: Buffer = b"", **fields: Any) -> None:
         """Send one Login Request of your own making."""
@@ -249,85 +118,13 @@ class Initiator:
         )  # fmt: skip
         for name, value in fields.items():
             setattr(header, name, value)
-        self._out += encode(header, data)
-
-    def _login_text(self, pairs: dict[str, str]) -> None:
-        self._login.pending = text.join(pairs.items())
-        self._login_continue()
-
-    def _login_continue(self) -> None:
-        """The next piece of our text; the last asks for the next stage."""
-        plan = self._login
-        piece, plan.pending = plan.pending[:_LOGIN_SEGMENT_BYTES], plan.pending[_LOGIN_SEGMENT_BYTES:]
-        flags = plan.stage << pdu.CSG_SHIFT
-        plan.is_sending = bool(plan.pending)
-        flags |= pdu.CONTINUE if plan.is_sending else pdu.TRANSIT | plan.next_stage
-        self.login_pdu(flags, piece)
+        self.stream.put(encode(header, data))
 
     def _login_response(self, header: pdu.Pdu, data: bytes) -> None:
-        plan = self._login
-        self.login_status = header.status_class, header.status_detail
-        if header.status_class:
-            return
-        self._check(header.initiator_task_tag == plan.task_tag, "a Login Response with another task tag")
-        self._check(header.isid == self.isid, "a Login Response with another ISID")
-        self._check(header.flags >> pdu.CSG_SHIFT & pdu.STAGE_MASK == plan.stage, "CSG is not the current stage")
-        self._check(len(data) <= _LOGIN_SEGMENT_BYTES, "a Login Response of more than 8192 bytes")
-        transit, goes_on = bool(header.flags & pdu.TRANSIT), bool(header.flags & pdu.CONTINUE)
-        self._check(not (transit and goes_on), "T and C together")
-        if plan.is_sending:
-            self._check(not transit and not data, "an answer to half a text")
-            self._login_continue()
-            return
-        plan.answers += data
-        if goes_on:
-            self._login_continue()
-            return
-        proposals = self._login_answers(parse_pairs(bytes(plan.answers)))
-        plan.answers.clear()
-        if not transit:
-            plan.refusals += 1
-            self._check(plan.refusals < 10, "the target never lets us into the next stage")
-            self._login_text(proposals)
-            return
-        self._check(not proposals, "T beside a key that waits for our answer")
-        self._check(header.flags & pdu.STAGE_MASK == plan.next_stage, "NSG is not what we asked for")
-        if plan.next_stage == 3:
-            self._check(header.tsih != 0, "the last Login Response has no TSIH")
-            self.tsih = header.tsih
-            self._set(max_recv_data_segment_length=int(plan.operational.get("MaxRecvDataSegmentLength", "8192"), 0))
-            self.is_logged_in = True
-            return
-        plan.stage = plan.next_stage
-        self._login_text(plan.operational)
+        self._login.received(header, data)
 
-    def _login_answers(self, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Take the target's answers; return our answers to what it brought up itself."""
-        proposals: dict[str, str] = {}
-        for key, value in pairs:
-            self._check(key not in self.answers or key == "TargetAddress", f"{key} a second time")
-            self.answers[key] = value
-            if key in ("FirstBurstLength", "ImmediateData") and key not in self._login.operational:
-                proposals[key] = value
-            self._take_answer(key, value)
-        return proposals
-
-    def _take_answer(self, key: str, value: str) -> None:
-        ours = self._login.operational.get(key)
-        if key in _NUMBERS:
-            number = parse_number(value, 0, 2**32)
-            if number is not None:
-                self._set(**{_NUMBERS[key]: number})
-        elif key in _BOOLEANS and value in ("Yes", "No"):
-            self._set(**{_BOOLEANS[key]: value == "Yes"})
-        elif key == "MaxRecvDataSegmentLength":
-            self._set(target_max_recv_data_segment_length=int(value, 0))
-        elif key == "TargetPortalGroupTag":
-            self._set(portal_group_tag=int(value, 0))
-        elif key in ("HeaderDigest", "DataDigest") and ours is not None:
-            self._check(value in (*ours.split(","), "Reject"), f"{key}={value} was not offered")
-
-    def _set(self, **values: Any) -> None:
+    def set(self, **values: Any) -> None:
+        """Change what holds for this session."""
         fields = {name: getattr(self.parameters, name) for name in Parameters.__slots__}
         self.parameters = Parameters(**{**fields, **values})
 
@@ -399,7 +196,7 @@ class Initiator:
                 flags=pdu.FINAL if last else 0, lun=result.lun, initiator_task_tag=result.initiator_task_tag,
                 target_transfer_tag=transfer_tag, exp_stat_sn=self.exp_stat_sn, data_sn=data_sn, buffer_offset=offset,
             )  # fmt: skip
-            pdus.append(encode(header, piece))
+            pdus.append(self.stream.encode(header, piece))
             offset += len(piece)
             data_sn += 1
         return pdus
@@ -413,7 +210,7 @@ class Initiator:
             flags=pdu.FINAL if final else 0, lun=_lun_field(lun), initiator_task_tag=itt, data_sn=data_sn,
             target_transfer_tag=transfer_tag, exp_stat_sn=self.exp_stat_sn, buffer_offset=offset,
         )  # fmt: skip
-        self._out += encode(header, data)
+        self.stream.put(self.stream.encode(header, data))
 
     def tmf(
         self,
@@ -507,9 +304,9 @@ class Initiator:
                 return
             self._waiting.popleft()
             header.exp_stat_sn = self.exp_stat_sn
-            self._out += encode(header, data, ahs)
+            self.stream.put(self.stream.encode(header, data, ahs))
             for piece in following:
-                self._out += piece
+                self.stream.put(piece)
 
     # ------------------------------------------------------------------ what the target says
 
@@ -601,7 +398,7 @@ class Initiator:
         for piece in self._data_out_pdus(
             result, r2t.target_transfer_tag, r2t.buffer_offset, r2t.desired_data_transfer_length
         ):
-            self._out += piece
+            self.stream.put(piece)
 
     def _task_management_response(self, header: pdu.Pdu, _: bytes) -> None:
         self._complete(header).response = header.response
@@ -619,7 +416,7 @@ class Initiator:
             opcode=pdu.NopOut.OPCODE | pdu.IMMEDIATE, lun=header.lun, initiator_task_tag=pdu.RESERVED_TAG,
             target_transfer_tag=header.target_transfer_tag, cmd_sn=self.cmd_sn, exp_stat_sn=self.exp_stat_sn,
         )  # fmt: skip
-        self._out += encode(answer)
+        self.stream.put(self.stream.encode(answer))
 
     def _text_response(self, header: pdu.Pdu, data: bytes) -> None:
         result = self._result(header)
@@ -651,23 +448,6 @@ class Initiator:
     def _check(self, holds: bool, message: str) -> None:
         if not holds:
             raise ViolationError(message)
-
-
-@dataclass(slots=True)
-class _LoginPlan:
-    """Where a login stands."""
-
-    stage: int = 0
-    task_tag: int = 0
-    operational: dict[str, str] = field(default_factory=dict)
-    pending: bytes = b""  # of our text, not yet sent
-    is_sending: bool = False  # our last request had the C bit
-    answers: bytearray = field(default_factory=bytearray)
-    refusals: int = 0  # of the transit that we asked for
-
-    @property
-    def next_stage(self) -> int:
-        return 1 if self.stage == 0 else 3
 
 
 def _lun_field(lun: int) -> int:
