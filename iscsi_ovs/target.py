@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from iscsi_ovs import scsi
+from iscsi_ovs.config.sections import DEFAULT_IQN_PREFIX
 from iscsi_ovs.errors import LoginError
 from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.net.clock import Clock
@@ -23,7 +24,6 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.shm_client import Service
 from iscsi_ovs.targets.commands import Commands
 from iscsi_ovs.targets.core import (
-    DEFAULT_IQN_PREFIX,
     NOT_FOUND,
     PORTAL_GROUP_TAG,
     SERVICE_UNAVAILABLE,

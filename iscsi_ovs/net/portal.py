@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from iscsi_ovs.errors import ConfigurationError
 
 ISCSI_PORT = 3260
+WILDCARDS = ("0.0.0.0", "::")
 _BACKLOG = 256
 
 
@@ -43,6 +45,14 @@ def parse(text: str) -> Address:
     if not port_text.isascii() or not port_text.isdigit() or len(port_text) > 5 or int(port_text) > 65535:
         raise ConfigurationError(f"portal {text!r}: {port_text!r} is not a TCP port")
     return Address(host, int(port_text))
+
+
+def is_loopback(address: Address) -> bool:
+    """Nobody but this machine reaches it."""
+    host = address.host.partition("%")[0]
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"  # of other names nobody knows where they point to tomorrow
 
 
 def reached_at(host: str, port: int) -> Address:

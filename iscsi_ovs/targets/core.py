@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from iscsi_ovs.config.sections import DEFAULT_IQN_PREFIX
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.driver import Driver
 from iscsi_ovs.net.portal import Address
@@ -14,7 +15,6 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.shm_client import Service
 
-DEFAULT_IQN_PREFIX = "iqn.2016-01.com.openvstorage"
 PORTAL_GROUP_TAG = 1
 
 # Login statuses (RFC 7143 section 11.13.5)

@@ -1,0 +1,118 @@
+"""What a target process is to serve, with every name resolved.
+
+These are values: two configurations can be compared, and the difference applied. ``resolving`` makes them from a file;
+no secret is part of their repr (login.policy.Policy sees to that).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from iscsi_ovs import scsi
+from iscsi_ovs.config import sections
+from iscsi_ovs.login import policy
+from iscsi_ovs.login.policy import Policy
+from iscsi_ovs.net.portal import Address
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """An address to listen on; ``advertise`` is told to initiators instead."""
+
+    listen: Address
+    advertise: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortalGroup:
+    """Portals with one tag. ``discovery`` None: nobody may discover here."""
+
+    name: str
+    tag: int
+    portals: tuple[Portal, ...]
+    redirect: Address | None = None
+    discovery: Policy | None = policy.OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Which initiators are let through; no names, or no networks: all."""
+
+    initiators: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
+    allows_target_reset: bool = True
+
+    def allows(self, initiator_name: str, host: str) -> bool:
+        """By its name and by its address: both must be allowed."""
+        if self.initiators and not is_among(initiator_name, self.initiators):
+            return False
+        if not self.networks:
+            return True
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        return any(address in network for network in self.networks)
+
+    @property
+    def is_open(self) -> bool:
+        return not self.initiators and not self.networks
+
+
+EVERYBODY = Access()
+
+
+def is_among(initiator_name: str, patterns: Iterable[str]) -> bool:
+    """A name is given whole, or by how it begins, with ``*`` at the end. Case does not count."""
+    name = initiator_name.lower()
+    return any(name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern for pattern in patterns)
+
+
+@dataclass(frozen=True, slots=True)
+class Lun:
+    """A volume, and the kind of disk that it is."""
+
+    volume: str
+    personality: scsi.Personality = field(default_factory=scsi.Personality)
+    is_read_only: bool = False  # where it is mapped; the personality says what holds everywhere
+
+
+@dataclass(frozen=True, slots=True)
+class LunMap:
+    """LUNs by number. ``initiators`` empty: for whoever no other map of the target is."""
+
+    luns: Mapping[int, Lun]
+    initiators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An iSCSI name. ``policy`` None: nobody gets in. The last of ``maps`` is for everybody."""
+
+    iqn: str
+    groups: tuple[str, ...]  # names of portal groups
+    maps: tuple[LunMap, ...]
+    policy: Policy | None = policy.OPEN
+    access: Access = EVERYBODY
+    redirect: Address | None = None
+
+    @property
+    def is_guarded(self) -> bool:
+        """Not everybody gets in."""
+        return self.policy is None or policy.NONE not in self.policy.methods or not self.access.is_open
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """All of it. ``warnings`` are for the log."""
+
+    path: Path
+    groups: Mapping[str, PortalGroup]
+    targets: Mapping[str, Target]  # by IQN
+    session: sections.Session = field(default_factory=sections.Session)
+    warnings: tuple[str, ...] = ()
