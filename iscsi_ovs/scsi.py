@@ -133,6 +133,7 @@ UNIT_ATTENTION_KEY = 0x06
 MEDIUM_MAY_HAVE_CHANGED = (0x28, 0x00)  # NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
 POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: what a new nexus hears
 BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
+MODE_PARAMETERS_CHANGED = (0x2A, 0x01)
 CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
 REPORTED_LUNS_DATA_HAS_CHANGED = (0x3F, 0x0E)
 
@@ -289,6 +290,15 @@ class Personality:
 
 
 @dataclass(frozen=True, slots=True)
+class Modes:
+    """The mode parameters that can be changed; all others are what they are (commands.mode_pages)."""
+
+    descriptor_sense: bool = False  # D_SENSE: sense data in descriptor format
+    write_protect: bool = False  # SWP
+    write_cache: bool = True  # WCE
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What VPD page B0 states (CONTRACTS 3 and 7)."""
 
@@ -331,9 +341,8 @@ class LogicalUnit:
         self.limits = limits or Limits()
         self.personality = personality or Personality()
         self.is_read_only = self.personality.is_read_only
-        self.write_cache = self.personality.write_cache
         self.peripheral = peripheral
-        self.descriptor_sense = False  # D_SENSE of the control mode page
+        self.default_modes = self.saved_modes = self.modes = Modes(write_cache=self.personality.write_cache)
         self.blocked_because: str | None = None
         self.record_versions: dict[str, int] = {}  # of the records that were loaded
         self.has_medium = True
@@ -359,18 +368,21 @@ class LogicalUnit:
 
     def _index_operations(self) -> None:
         """Rows by opcode; without a write cache those that write through, so that with one nothing is asked."""
+        writes_through = not self.modes.write_cache
         for row in self.operations:
-            if not self.write_cache:
+            if writes_through:
                 row = self.command_set.write_through(row)
             if row.service_action is None:
                 self._by_opcode[row.opcode] = row
             else:
                 self._by_service_action[row.opcode, row.service_action] = row
 
-    def set_write_cache(self, is_on: bool) -> None:
-        """WCE. Off: writes from now on are durable before they are answered (those before are not: flush)."""
-        if is_on != self.write_cache:
-            self.write_cache = is_on
+    def set_modes(self, modes: Modes) -> None:
+        """New mode parameters, obeyed from the next command on. (To write out the cache before WCE goes is MODE
+        SELECT's part.)"""
+        old, self.modes = self.modes, modes
+        self.is_read_only = self.personality.is_read_only or modes.write_protect
+        if modes.write_cache is not old.write_cache:
             self._index_operations()
 
     # Commands ---------------------------------------------------------------------------------------------------
@@ -426,7 +438,7 @@ class LogicalUnit:
     def build_sense(self, condition: CheckCondition) -> bytes:
         """Sense data in the format that the control mode page says."""
         return self.command_set.build_sense(
-            condition.sense, condition.pointer, condition.information, self.descriptor_sense
+            condition.sense, condition.pointer, condition.information, self.modes.descriptor_sense
         )
 
     def _finish_read(self, completion: block.Completion) -> Outcome:
@@ -529,11 +541,11 @@ class LogicalUnit:
         )
 
     def reset(self) -> None:
-        """LOGICAL UNIT RESET's part for SCSI: mode parameters to defaults, and every nexus hears of it.
+        """LOGICAL UNIT RESET's part for SCSI: mode parameters as they were saved, and every nexus hears of it.
 
         The tasks are the transport's to abort, before this.
         """
-        self.descriptor_sense = False
+        self.set_modes(self.saved_modes)
         self.raise_attention(BUS_DEVICE_RESET_OCCURRED)
 
 

@@ -38,6 +38,9 @@ DESC = 0x01  # REQUEST SENSE: descriptor format
 PMI = 0x01  # READ CAPACITY, obsolete
 DBD = 0x08  # MODE SENSE: no block descriptors
 LLBAA = 0x10  # MODE SENSE (10): long LBAs accepted
+PF = 0x10  # MODE SELECT: pages as the standard has them
+RTD = 0x02  # … revert to defaults (SPC-5)
+SP = 0x01  # … save pages
 RCTD = 0x80  # REPORT SUPPORTED OPERATION CODES: with timeouts
 START = 0x01
 LOEJ = 0x02
@@ -112,6 +115,24 @@ class ModeSense10(Derived):
     declaration = Struct(
         "opcode" / Int8ub, "flags" / Int8ub, "page" / Int8ub, "subpage" / Int8ub, "reserved_4" / Bytes(3),
         "allocation_length" / Int16ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ModeSelect6(Derived):
+    """SPC-4 6.11."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int16ub, "parameter_list_length" / Int8ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ModeSelect10(Derived):
+    """SPC-4 6.12."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Bytes(5), "parameter_list_length" / Int16ub,
+        "control" / Int8ub,
     )  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """Mode parameters (SPC-4 7.5, SBC-3 6.4): headers, block descriptors, and the pages as a table.
 
-Nothing can be changed yet (there is no MODE SELECT), so changeable values are all zeros, and nothing can be saved. The
-device-specific parameter is honest: WP as the unit is, DPOFUA 1 because FUA is obeyed.
+A page is a constant and the bits in it that an initiator may change; those are fields of ``scsi.Modes``. From this
+follow what MODE SENSE says for each page control and what MODE SELECT takes (mode_select). The device-specific
+parameter is honest: WP as the unit is, DPOFUA 1 because FUA is obeyed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from construct import Bytes, Int8ub, Int16ub, Int24ub, Int32ub, Int64ub, Struct
@@ -26,6 +26,9 @@ DPOFUA = 0x10
 LONGLBA = 0x01
 WCE = 0x04
 D_SENSE = 0x04
+SWP = 0x08
+PS = 0x80
+SPF = 0x40
 GLTSD = 0x02  # log parameters are not saved
 UNRESTRICTED_REORDERING = 0x10
 
@@ -85,6 +88,16 @@ class Control(Derived):
     defaults: ClassVar[dict[str, int]] = {"page_code": 0x0A, "page_length": 10}
 
 
+class ControlExtension(Derived):
+    """SPC-4 7.5.9. No maximum sense data length, all commands of one priority."""
+
+    declaration = Struct(
+        "page_code" / Int8ub, "subpage_code" / Int8ub, "page_length" / Int16ub, "flags_4" / Int8ub,
+        "initial_command_priority" / Int8ub, "maximum_sense_data_length" / Int8ub, "reserved_7" / Bytes(25),
+    )  # fmt: skip
+    defaults: ClassVar[dict[str, int]] = {"page_code": SPF | 0x0A, "subpage_code": 0x01, "page_length": 0x1C}
+
+
 class InformationalExceptions(Derived):
     """SBC-3 6.4.6. MRIE 0: no reporting."""
 
@@ -92,53 +105,77 @@ class InformationalExceptions(Derived):
     defaults: ClassVar[dict[str, int]] = {"page_code": 0x1C, "page_length": 10}
 
 
-def _read_write_error_recovery(unit: scsi.LogicalUnit, control: int) -> bytes:
-    return ReadWriteErrorRecovery().pack()
+@dataclass(frozen=True, slots=True)
+class Changeable:
+    """A bit that MODE SELECT may change: the field of scsi.Modes that it is."""
 
-
-def _caching(unit: scsi.LogicalUnit, control: int) -> bytes:
-    """WCE=1: a write is acknowledged before it is durable (CONTRACTS 1), so initiators must flush. WCE=0: never."""
-    is_on = control != CHANGEABLE and unit.write_cache
-    return Caching(flags_2=WCE if is_on else 0).pack()
-
-
-def _control(unit: scsi.LogicalUnit, control: int) -> bytes:
-    if control == CHANGEABLE:
-        return Control().pack()
-    descriptor_sense = unit.descriptor_sense and control == CURRENT
-    return Control(flags_2=GLTSD | (D_SENSE if descriptor_sense else 0), flags_3=UNRESTRICTED_REORDERING).pack()
-
-
-def _informational_exceptions(unit: scsi.LogicalUnit, control: int) -> bytes:
-    return InformationalExceptions().pack()
+    field: str
+    byte: int
+    mask: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModePage:
-    """A row: ``build(unit, page_control)`` gives the page, changeable values too."""
+    """A row: the page as it is with all changeable bits zero, and those bits."""
 
     code: int
     subpage: int
-    build: Callable[[scsi.LogicalUnit, int], bytes]
+    page: bytes
+    changeable: tuple[Changeable, ...] = ()
+
+    @property
+    def header_bytes(self) -> int:
+        """Page code and length; in the SPF format a subpage code between, and a longer length (SPC-4 7.5.7)."""
+        return 4 if self.page[0] & SPF else 2
+
+    def values(self, modes: scsi.Modes) -> bytes:
+        """The page under these modes."""
+        page = bytearray(self.page)
+        for bit in self.changeable:
+            if getattr(modes, bit.field):
+                page[bit.byte] |= bit.mask
+        return bytes(page)
+
+    def changeable_values(self) -> bytes:
+        """Ones where something can be changed, zeros elsewhere, behind the page's header."""
+        page = bytearray(self.page[: self.header_bytes].ljust(len(self.page), b"\0"))
+        for bit in self.changeable:
+            page[bit.byte] |= bit.mask
+        return bytes(page)
 
 
 PAGES: tuple[ModePage, ...] = (
-    ModePage(0x01, 0x00, _read_write_error_recovery),
-    ModePage(0x08, 0x00, _caching),
-    ModePage(0x0A, 0x00, _control),
-    ModePage(0x1C, 0x00, _informational_exceptions),
+    ModePage(0x01, 0x00, ReadWriteErrorRecovery().pack()),
+    # WCE 1: a write is acknowledged before it is durable (CONTRACTS 1), so initiators must flush. WCE 0: write_through.
+    ModePage(0x08, 0x00, Caching().pack(), (Changeable("write_cache", 2, WCE),)),
+    ModePage(
+        0x0A,
+        0x00,
+        Control(flags_2=GLTSD, flags_3=UNRESTRICTED_REORDERING).pack(),
+        (Changeable("descriptor_sense", 2, D_SENSE), Changeable("write_protect", 4, SWP)),
+    ),
+    ModePage(0x0A, 0x01, ControlExtension().pack()),
+    ModePage(0x1C, 0x00, InformationalExceptions().pack()),
 )
 assert [(row.code, row.subpage) for row in PAGES] == sorted({(row.code, row.subpage) for row in PAGES})
+assert sorted(bit.field for row in PAGES for bit in row.changeable) == sorted(each.name for each in fields(scsi.Modes))
 
 
 def pages(unit: scsi.LogicalUnit, code: int, subpage: int, control: int) -> bytes | None:
     """The mode pages that (code, subpage) asks for, in order; None if that is none (SPC-4 tables 393 and 394)."""
-    found = [
-        row
-        for row in PAGES
-        if code in (row.code, ALL_PAGES) and (subpage == ALL_SUBPAGES or subpage == row.subpage == 0)
-    ]
-    return b"".join(row.build(unit, control) for row in found) if found else None
+    found = [row for row in PAGES if code in (row.code, ALL_PAGES) and subpage in (row.subpage, ALL_SUBPAGES)]
+    if not found or (code == ALL_PAGES and subpage not in (0, ALL_SUBPAGES)):
+        return None
+    return b"".join(_values(unit, row, control) for row in found)
+
+
+def _values(unit: scsi.LogicalUnit, row: ModePage, control: int) -> bytes:
+    modes = {CURRENT: unit.modes, DEFAULT: unit.default_modes, SAVED: unit.saved_modes}.get(control)
+    page = row.changeable_values() if modes is None else row.values(modes)
+    # SPC-4 7.5.7: "a PS bit set to one indicates that the mode page may be saved by the logical unit"
+    if row.changeable:
+        page = bytes((page[0] | PS, *page[1:]))
+    return page
 
 
 def device_specific(unit: scsi.LogicalUnit) -> int:

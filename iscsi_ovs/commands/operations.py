@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iscsi_ovs.commands import atomics, medium, provisioning, sbc, sense, spc, verify, write_through
+from iscsi_ovs.commands import (
+    atomics,
+    medium,
+    mode_select,
+    provisioning,
+    sbc,
+    sense,
+    spc,
+    verify,
+    write_through,
+)
 from iscsi_ovs.commands.conflicts import with_conflicts
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
 
@@ -67,6 +77,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x08, None, "READ (6)",             _IN,   _hex("08 1fffff ff00"), sbc.read_6, _MEDIUM),
     Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
+    Operation(0x15, None, "MODE SELECT (6)",      _OUT,  _hex("15 11 0000 ff 00"), mode_select.mode_select_6),
     Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
     Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit),
     Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, medium.read_capacity_10, _MEDIUM),
@@ -79,6 +90,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x37, None, "READ DEFECT DATA (10)", _IN,  _READ_DEFECT_DATA_10, medium.read_defect_data_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
+    Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
     Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
     Operation(0x89, None, "COMPARE AND WRITE",    _OUT,  _COMPARE_AND_WRITE, atomics.compare_and_write, _MEDIUM),
@@ -123,4 +135,5 @@ COMMAND_SET = CommandSet(
     build_sense=sense.build,
     failures=sense.FAILURES,
     write_through=write_through.row,
+    records={mode_select.RECORD: mode_select.load},
 )

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import cdb, mode_pages, sbc, sense, vpd
-from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Operation, Outcome, Sense, invalid_field
+from iscsi_ovs.commands.parameters import answer
+from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Operation, Outcome, Sense, invalid_field
 
 _REPORT_LUNS_LEAST_BYTES = 16
-
-
-def _answer(data: bytes, allocation_length: int) -> Outcome:
-    data = data[:allocation_length]
-    return Outcome(data=data, transfer_bytes=len(data))
 
 
 def test_unit_ready(unit: LogicalUnit, command: Command) -> Execution:
@@ -35,7 +31,7 @@ def inquiry(unit: LogicalUnit, command: Command) -> Execution:
         if fields.page_code:
             raise invalid_field(2)
         data = vpd.standard(unit)
-    return _answer(data, fields.allocation_length)
+    return answer(data, fields.allocation_length)
 
 
 def report_luns(unit: LogicalUnit, command: Command) -> Execution:
@@ -55,7 +51,7 @@ def report_luns(unit: LogicalUnit, command: Command) -> Execution:
         if scsi.REPORTED_LUNS_DATA_HAS_CHANGED in pending:
             pending.remove(scsi.REPORTED_LUNS_DATA_HAS_CHANGED)
     header = cdb.ReportLunsHeader(lun_list_length=8 * len(luns))
-    return _answer(header.pack() + b"".join(lun.to_bytes(8, "big") for lun in luns), fields.allocation_length)
+    return answer(header.pack() + b"".join(lun.to_bytes(8, "big") for lun in luns), fields.allocation_length)
 
 
 def request_sense(unit: LogicalUnit, command: Command) -> Execution:
@@ -68,7 +64,7 @@ def request_sense(unit: LogicalUnit, command: Command) -> Execution:
         code = Sense(sense.UNIT_ATTENTION_KEY, *pending.pop(0))
     else:
         code = sense.NO_SENSE
-    return _answer(sense.build(code, None, None, bool(fields.flags & cdb.DESC)), fields.allocation_length)
+    return answer(sense.build(code, None, None, bool(fields.flags & cdb.DESC)), fields.allocation_length)
 
 
 def start_stop_unit(unit: LogicalUnit, command: Command) -> Execution:
@@ -115,7 +111,7 @@ def mode_sense_6(unit: LogicalUnit, command: Command) -> Execution:
         device_specific=mode_pages.device_specific(unit),
         block_descriptor_length=len(descriptor),
     )
-    return _answer(header.pack() + descriptor + pages, fields.allocation_length)
+    return answer(header.pack() + descriptor + pages, fields.allocation_length)
 
 
 def mode_sense_10(unit: LogicalUnit, command: Command) -> Execution:
@@ -129,13 +125,11 @@ def mode_sense_10(unit: LogicalUnit, command: Command) -> Execution:
         flags_4=mode_pages.LONGLBA if is_long and descriptor else 0,
         block_descriptor_length=len(descriptor),
     )
-    return _answer(header.pack() + descriptor + pages, fields.allocation_length)
+    return answer(header.pack() + descriptor + pages, fields.allocation_length)
 
 
 def _mode_pages(unit: LogicalUnit, page: int, subpage: int) -> bytes:
     control = page >> 6
-    if control == mode_pages.SAVED:
-        raise CheckCondition(sense.SAVING_PARAMETERS_NOT_SUPPORTED)
     pages = mode_pages.pages(unit, page & mode_pages.ALL_PAGES, subpage, control)
     if pages is None:
         raise invalid_field(2, 5) if subpage in (0, mode_pages.ALL_SUBPAGES) else invalid_field(3)
@@ -157,7 +151,7 @@ def report_supported_operation_codes(unit: LogicalUnit, command: Command) -> Exe
         data = _one_command(operation, with_timeouts)
     else:
         raise invalid_field(2, 2)
-    return _answer(data, fields.allocation_length)
+    return answer(data, fields.allocation_length)
 
 
 def _all_commands(operations: tuple[Operation, ...], with_timeouts: bool) -> bytes:

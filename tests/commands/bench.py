@@ -59,6 +59,7 @@ class Bench:
         self.router = scsi.TaskRouter(COMMAND_SET, {0: self.unit})
         self.nexus = self.login()
         self.payload = b""
+        self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
 
     def login(self, *, hears_power_on: bool = False) -> scsi.Nexus:
         nexus = new_nexus()
@@ -120,8 +121,13 @@ class Bench:
 
     def drive(self, command: scsi.Command) -> scsi.Outcome:
         result = self.router.execute(command)
-        while isinstance(result, block.Request):
-            result = self.step(result)
+        while not isinstance(result, scsi.Outcome):
+            if isinstance(result, scsi.RecordUpdate):
+                self.records[result.record] = result.data
+                result = result.finish(None)
+            else:
+                assert isinstance(result, block.Request)
+                result = self.step(result)
         self.payload = result.data
         if result.buffer is not None:
             length = min(result.transfer_bytes, command.data_in_bytes)

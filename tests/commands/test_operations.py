@@ -13,18 +13,47 @@ from tests.commands.bench import Bench, code, field_pointer
 INVALID_FIELD = (0x5, 0x24, 0x00)
 TIMEOUTS = "000a 00 00 00000000 00000000".replace(" ", "")
 
-# fmt: off
 PROMISED = [
-    "TEST UNIT READY", "REQUEST SENSE", "READ (6)", "WRITE (6)", "INQUIRY", "MODE SENSE (6)", "START STOP UNIT",
-    "READ CAPACITY (10)", "READ (10)", "WRITE (10)", "WRITE AND VERIFY (10)", "VERIFY (10)", "PRE-FETCH (10)",
-    "SYNCHRONIZE CACHE (10)", "READ DEFECT DATA (10)", "WRITE SAME (10)", "UNMAP",
-    "MODE SENSE (10)", "READ (16)", "COMPARE AND WRITE", "WRITE (16)", "ORWRITE (16)", "WRITE AND VERIFY (16)",
-    "VERIFY (16)", "PRE-FETCH (16)", "SYNCHRONIZE CACHE (16)", "WRITE SAME (16)", "WRITE ATOMIC (16)",
-    "READ CAPACITY (16)", "GET LBA STATUS",
-    "REPORT LUNS", "REPORT SUPPORTED OPERATION CODES", "READ (12)", "WRITE (12)", "WRITE AND VERIFY (12)",
-    "VERIFY (12)", "READ DEFECT DATA (12)",
+    "TEST UNIT READY",
+    "REQUEST SENSE",
+    "READ (6)",
+    "WRITE (6)",
+    "INQUIRY",
+    "MODE SELECT (6)",
+    "MODE SENSE (6)",
+    "START STOP UNIT",
+    "READ CAPACITY (10)",
+    "READ (10)",
+    "WRITE (10)",
+    "WRITE AND VERIFY (10)",
+    "VERIFY (10)",
+    "PRE-FETCH (10)",
+    "SYNCHRONIZE CACHE (10)",
+    "READ DEFECT DATA (10)",
+    "WRITE SAME (10)",
+    "UNMAP",
+    "MODE SELECT (10)",
+    "MODE SENSE (10)",
+    "READ (16)",
+    "COMPARE AND WRITE",
+    "WRITE (16)",
+    "ORWRITE (16)",
+    "WRITE AND VERIFY (16)",
+    "VERIFY (16)",
+    "PRE-FETCH (16)",
+    "SYNCHRONIZE CACHE (16)",
+    "WRITE SAME (16)",
+    "WRITE ATOMIC (16)",
+    "READ CAPACITY (16)",
+    "GET LBA STATUS",
+    "REPORT LUNS",
+    "REPORT SUPPORTED OPERATION CODES",
+    "READ (12)",
+    "WRITE (12)",
+    "WRITE AND VERIFY (12)",
+    "VERIFY (12)",
+    "READ DEFECT DATA (12)",
 ]
-# fmt: on
 
 every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=lambda row: row.name)
 

@@ -242,7 +242,7 @@ def test_a_flush_behind_an_unmap_may_fail() -> None:
 def test_the_write_cache_is_switched(disk: Bench) -> None:
     """From one command to the next; the plain path is bare again with the cache on."""
     for is_on in (False, True, False):
-        disk.unit.set_write_cache(is_on)
+        disk.unit.set_modes(scsi.Modes(write_cache=is_on))
         assert wce(disk) is is_on
         request = disk.start(WRITE, data_out=b"c" * 512)
         assert isinstance(request, block.Request)

@@ -84,7 +84,7 @@ def test_one_block_is_compared_with_each(disk: Bench, opcode: int, shape) -> Non
 @every_verify
 def test_miscompare_in_descriptor_format(disk: Bench, opcode: int, shape) -> None:
     """An information descriptor with VALID, in the format that the control mode page chose."""
-    disk.unit.descriptor_sense = True
+    disk.unit.set_modes(scsi.Modes(descriptor_sense=True))
     outcome = disk.execute(shape(opcode, 0, 1, ALL_BLOCKS), data_out=b"\0" * BLOCK)
     assert outcome.sense.hex() == "720e1d000000000c" + "000a8000" + "0" * 16
 
