@@ -7,6 +7,7 @@ has gone every slot is free.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import pytest
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session.states import State
 from iscsi_ovs.testing.initiator import Initiator, Received, Result, encode
-from tests.targets.house import BLOCK, IQN, OTHER_PORT, Client, House
+from shm_server.abi import control
+from tests.targets.house import BLOCK, IQN, OTHER_PORT, Client, House, info_of
 
 OTHER_NAME = "iqn.2016-01.com.openvstorage.testing:other"
 TEST_UNIT_READY = bytes(6)
@@ -87,6 +89,13 @@ class Scene:
         said = self.says()
         assert len(said) == 1, said
         return said[0].header
+
+    def serve(self, *volumes: str) -> None:
+        """More volumes, each a target of its own."""
+        service = self.house.service
+        for name in volumes:
+            service.infos[name] = info_of(name, hashlib.md5(name.encode(), usedforsecurity=False).hexdigest())
+            service.on_event(control.VolumeCreated(sequence=0, info=service.infos[name]))
 
     # What is right ----------------------------------------------------------------------------------------------
 
