@@ -15,15 +15,16 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
+from shm_server import entries
 from shm_server.abi import layout, ring
 from shm_server.abi.doorbell import Doorbell
 from shm_server.abi.layout import Opcode
-from shm_server.runtime import Job, Runtime, Suspension
+from shm_server.entries import Head
+from shm_server.operations import OPERATIONS, Operation, Work
+from shm_server.runtime import Job, Runtime
 from shm_server.volumes.handle import Handle
-from shm_server.volumes.volume import MAX_PATTERN_BYTES, MAX_WRITE_SAME_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +41,8 @@ _CONTINUATION = int(Opcode.CONTINUATION)
 _SLOT_BYTES = layout.SLOT_BYTES
 _ENTRY_BYTES = layout.ENTRY_BYTES
 
-# opcode → the flags that may stand with it. What is not here is ENOSYS.
-_FLAGS = {
-    Opcode.READ: 0,
-    Opcode.WRITE: layout.FLAG_FUA,
-    Opcode.FLUSH: 0,
-    Opcode.DISCARD: 0,
-    Opcode.WRITE_ZEROES: layout.FLAG_FUA | layout.FLAG_NO_UNMAP,
-    Opcode.FENCE: 0,
-    Opcode.WRITE_SAME: layout.FLAG_FUA,
-    Opcode.EXTENTS: 0,
-}
-_WITHOUT_PARTS = frozenset((Opcode.FLUSH, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.FENCE, Opcode.EXTENTS))
-_CHANGES = frozenset((Opcode.WRITE, Opcode.DISCARD, Opcode.WRITE_ZEROES, Opcode.WRITE_SAME))
-
-Head = tuple[int, int, int, int, int, int, int, int, int, int, int, int]  # layout.ENTRY_FIRST
+# Errors that are an answer, and nobody's mistake: fenced, other data than expected, being sanitized.
+_EXPECTED_ERRORS = frozenset((errno.ECANCELED, errno.EILSEQ, errno.EBUSY))
 
 
 class Attachment:
@@ -122,25 +110,26 @@ class Attachment:
         self.bell.close()
 
 
-class _Task:
-    """An operation that did not end in one step."""
+class _Task(Work):
+    """An operation that is not done in the loop of ``serve``."""
 
-    __slots__ = ("_dispatcher", "attachment", "detail", "handle", "job", "opcode", "tag")
+    __slots__ = ("_dispatcher", "attachment", "handle", "job", "opcode", "tag")
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         attachment: Attachment,
         handle: Handle,
-        opcode: int,
-        tag: int,
+        head: Head,
+        spans: list[entries.Span],
     ) -> None:
+        opcode, flags, _, _, _, _, offset, length, tag, *_ = head
+        super().__init__(handle.volume, flags, offset, length, attachment.slots, attachment.slots_fd, spans)
         self._dispatcher = dispatcher
         self.attachment = attachment
         self.handle = handle
         self.opcode = opcode
         self.tag = tag
-        self.detail = 0  # of the completion
         self.job: Job | None = None
 
     def is_cancelled(self) -> bool:
@@ -150,10 +139,10 @@ class _Task:
         if self.job is not None:
             self.job.cancel(OSError(errno.ECANCELED, "fenced"))
 
-    def start(self, coroutine: Coroutine[Suspension, Any, int]) -> None:
+    def start(self, operation: Operation) -> None:
         self.attachment.in_flight += 1
         self.handle.tasks.add(self)
-        self.job = Job(coroutine, self._finished)
+        self.job = Job(operation.perform(self), self._finished)
         self.job.start()
 
     def _finished(self, done_bytes: int | None, error: BaseException | None) -> None:
@@ -162,7 +151,7 @@ class _Task:
         if error is not None:
             done_bytes = 0
             number = errno_of(error)
-            if number != errno.ECANCELED:
+            if number not in _EXPECTED_ERRORS:
                 attachment.complain("%s of volume %s: %s", _name(self.opcode), handle.volume.name, error)
         else:
             assert done_bytes is not None
@@ -294,18 +283,20 @@ class Dispatcher:
         try:
             if extra != found:
                 raise OSError(errno.EINVAL, f"{extra} continuation entries should follow, {found} do")
-            handle = _check(attachment, head)
+            operation = OPERATIONS.get(opcode)
+            if operation is None:
+                raise OSError(errno.ENOSYS, "not served")
+            handle = entries.check(operation.shape, attachment.handles, head)
             if opcode == _FENCE:
                 self._fence(attachment, handle, tag, epoch)
                 return
-            views = _views(attachment, head, raw, at)
+            spans = entries.spans(operation.shape, attachment.slots_bytes, head, raw, at)
         except OSError as error:
             if error.errno != errno.ECANCELED:
                 attachment.complain("bad request %s on handle %d: %s", _name(opcode), number, error.strerror)
             attachment.complete(tag, error.errno or errno.EINVAL, 0)
             return
-        task = _Task(self, attachment, handle, opcode, tag)
-        task.start(_operate(task, head, views))
+        _Task(self, attachment, handle, head, spans).start(operation)
 
     def _fence(self, attachment: Attachment, handle: Handle, tag: int, epoch: int) -> None:
         attachment.in_flight += 1
@@ -324,106 +315,6 @@ class Dispatcher:
             raise
 
 
-async def _operate(task: _Task, head: Head, views: list[memoryview]) -> int:
-    """The volume call of one checked entry; returns the bytes done."""
-    opcode, flags, _count, _handle, _epoch, _reserved, offset, length, *_ = head
-    volume = task.handle.volume
-    is_durable = bool(flags & layout.FLAG_FUA)
-    try:
-        if opcode == Opcode.READ:
-            return await volume.read(views, offset, length)
-        if opcode == Opcode.WRITE:
-            return await volume.write(views, offset, length, is_durable=is_durable)
-        if opcode == Opcode.FLUSH:
-            await volume.flush()
-            return 0
-        if opcode == Opcode.EXTENTS:
-            is_data, run = await volume.extent(offset, length)
-            task.detail = int(is_data)
-            return run
-        if opcode == Opcode.DISCARD:
-            return await volume.discard(offset, length, task.is_cancelled)
-        if opcode == Opcode.WRITE_ZEROES:
-            may_unmap = not flags & layout.FLAG_NO_UNMAP
-            return await volume.write_zeroes(
-                offset, length, task.is_cancelled, is_durable=is_durable, may_unmap=may_unmap
-            )
-        assert opcode == Opcode.WRITE_SAME
-        pattern = _pattern(task.attachment, head)
-        return await volume.write_same(pattern, offset, length, task.is_cancelled, is_durable=is_durable)
-    finally:
-        for view in views:
-            view.release()
-
-
-def _check(attachment: Attachment, head: Head) -> Handle:
-    """Everything but the parts. Returns the handle; raises OSError with the errno of the completion."""
-    opcode, flags, part_count, number, epoch, reserved, offset, length, *_ = head
-    if opcode not in _FLAGS:
-        raise OSError(errno.ENOSYS, "not served")
-    handle = attachment.handles.get(number)
-    if handle is None:
-        raise OSError(errno.EBADF, "no such handle")
-    if opcode in _CHANGES and not handle.can_write:
-        raise OSError(errno.EBADF, f"the handle on {handle.volume.name} was opened without writing")
-    if opcode == Opcode.READ and not handle.can_read:
-        raise OSError(errno.EBADF, f"the handle on {handle.volume.name} was opened without reading")
-    if opcode != Opcode.FENCE and epoch != handle.epoch:
-        if (handle.epoch - epoch) & layout.INDEX_MASK < 1 << 31:
-            raise OSError(errno.ECANCELED, "fenced")
-        raise OSError(errno.EINVAL, f"epoch {epoch}, the handle is at {handle.epoch}")
-    if flags & ~_FLAGS[Opcode(opcode)] or reserved:
-        raise OSError(errno.EINVAL, f"flags {flags:#x}, reserved {reserved:#x}")
-    if offset + length >= 1 << 63:
-        raise OSError(errno.EINVAL, f"bytes {offset} + {length} overflow")
-    if opcode in _WITHOUT_PARTS and part_count:
-        raise OSError(errno.EINVAL, f"{part_count} parts, it takes none")
-    if part_count > layout.MAX_PARTS:
-        raise OSError(errno.EINVAL, f"{part_count} parts, at most {layout.MAX_PARTS}")
-    if opcode == Opcode.WRITE_SAME:
-        _check_write_same(head)
-    return handle
-
-
-def _check_write_same(head: Head) -> None:
-    part_count, length, part_length = head[2], head[7], head[11]
-    if part_count != 1 or not 0 < part_length <= MAX_PATTERN_BYTES:
-        raise OSError(errno.EINVAL, f"a pattern is one part of 1 to {MAX_PATTERN_BYTES} bytes")
-    if length % part_length or length > MAX_WRITE_SAME_BYTES:
-        raise OSError(errno.EINVAL, f"{length} bytes of a pattern of {part_length}, at most {MAX_WRITE_SAME_BYTES}")
-
-
-def _views(attachment: Attachment, head: Head, raw: bytes, at: int) -> list[memoryview]:
-    """The slots of the entry's parts, each checked against the segment, their sum against the length."""
-    opcode, part_count, length = head[0], head[2], head[7]
-    if opcode in _WITHOUT_PARTS:
-        return []
-    words: list[int] = list(layout.ENTRY_PARTS.unpack_from(raw, at * _ENTRY_BYTES + layout.PARTS_OFFSET))
-    words = words[: 3 * min(part_count, layout.INLINE_PARTS)]
-    left = part_count - layout.INLINE_PARTS
-    while left > 0:
-        at += 1
-        _, _, count, reserved, *more = layout.CONTINUATION.unpack_from(raw, at * _ENTRY_BYTES)
-        if count != min(left, layout.CONTINUATION_PARTS) or reserved:
-            raise OSError(errno.EINVAL, f"a continuation of {count} parts, {left} are missing")
-        words += more[: 3 * count]
-        left -= count
-    spans = []
-    total = 0
-    for index in range(0, len(words), 3):
-        slot, start, part_length = words[index : index + 3]
-        begin = slot * _SLOT_BYTES + start
-        if start >= _SLOT_BYTES or begin + part_length > attachment.slots_bytes:
-            raise OSError(errno.EINVAL, f"slot {slot} + {start}, {part_length} bytes: outside of the segment")
-        spans.append((begin, begin + part_length))
-        total += part_length
-    if opcode == Opcode.WRITE_SAME:
-        return []  # its pattern is read by the segment's descriptor
-    if total != length:
-        raise OSError(errno.EINVAL, f"parts of {total} bytes for a length of {length}")
-    return [attachment.slots[begin:end] for begin, end in spans if end > begin]
-
-
 def _continuations(raw: bytes, at: int, extra: int) -> int:
     """How many of the ``extra`` entries behind entry ``at`` really are continuations."""
     found = 0
@@ -432,15 +323,6 @@ def _continuations(raw: bytes, at: int, extra: int) -> int:
             break
         found += 1
     return found
-
-
-def _pattern(attachment: Attachment, head: Head) -> bytes:
-    """The block that a WRITE SAME repeats, by pread: the segment may have been shrunk under us."""
-    slot, start, part_length = head[9:12]
-    pattern = os.pread(attachment.slots_fd, part_length, slot * _SLOT_BYTES + start)
-    if len(pattern) < part_length:
-        raise OSError(errno.EFAULT, "the pattern is not in the segment any more")
-    return pattern
 
 
 def _nothing() -> None:

@@ -274,6 +274,7 @@ class Manager:
         volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
         held = _Open(volume, [], [])
         volume.on_failure = lambda: self._volume_failed(held)
+        volume.ranges.on_guard = lambda: _refresh(held)
         self._open[record.name] = held
         self._failed.discard(record.name)
         return held
@@ -285,8 +286,7 @@ class Manager:
 
     def _volume_failed(self, held: _Open) -> None:
         self._failed.add(held.volume.name)
-        for handle in held.handles:
-            handle.refresh()
+        _refresh(held)
 
     # Helpers --------------------------------------------------------------------------------------------------------
 
@@ -369,3 +369,9 @@ class Manager:
 def _check_record(record: str) -> None:
     if not _RECORD.fullmatch(record):
         raise OSError(errno.EINVAL, f"{record!r} is no name of a record: {RECORD_RULE}")
+
+
+def _refresh(held: _Open) -> None:
+    """What the volume lets its handles do has changed."""
+    for handle in held.handles:
+        handle.refresh()

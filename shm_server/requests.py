@@ -221,9 +221,7 @@ class Requests:
         return control.Record(request.id, request.record, found.version, found.data)
 
     async def _put_record(self, client: Client, request: control.PutRecord) -> control.Reply:
-        changed = await self.manager.put_record(
-            request.name, request.record, request.version, request.data, client
-        )
+        changed = await self.manager.put_record(request.name, request.record, request.version, request.data, client)
         return control.Record(request.id, request.record, changed.version, b"")
 
     async def _list(self, client: Client, request: control.List) -> control.Reply:

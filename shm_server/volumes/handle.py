@@ -25,7 +25,7 @@ class Task(Protocol):
 
 
 class Handle:
-    """``read_now`` and ``write_now`` are the store's, or None where this handle may not, or the volume failed."""
+    """``read_now`` and ``write_now`` are the store's, or None where this handle may not (now), or the volume failed."""
 
     __slots__ = (
         "access",
@@ -72,8 +72,9 @@ class Handle:
         """Look again at what the volume lets us do."""
         # A write through a store with a dirty budget may have to start a sync: that is the volume's to see.
         store = self.volume.store
-        self.read_now = store.read_now if self.can_read else None
-        self.write_now = store.write_now if self.can_write and not self.volume.failure else None
+        is_guarded = self.volume.ranges.is_guarded  # something is under way that plain operations could disturb
+        self.read_now = store.read_now if self.can_read and not is_guarded else None
+        self.write_now = store.write_now if self.can_write and not self.volume.failure and not is_guarded else None
 
     def fence(self, epoch: int, done: Callable[[], None]) -> None:
         """Discard what has not started, call ``done`` when what has is over. Raises EINVAL for an epoch not newer."""

@@ -19,10 +19,15 @@ from shm_server.runtime import Call, Lane, Runtime, Wait
 from shm_server.stores.base import INLINE_BYTES, Store, Views, views_after, views_until
 from shm_server.stores.descriptor import DIRTY_BUDGET_BYTES
 from shm_server.volumes.extents import Extents
+from shm_server.volumes.ranges import Claim, Ranges
 
 log = logging.getLogger(__name__)
 
-PUNCH_STEP_BYTES = 1 << 30  # on a thread; frees at most so much between two looks at a fence
+# Discards and zeroings: so much on a thread between two looks at a fence, aiming at so long.
+FIRST_STEP_BYTES = 64 << 20
+MIN_STEP_BYTES = 1 << 20
+MAX_STEP_BYTES = 64 << 30
+STEP_S = 0.004
 WRITE_STEP_BYTES = INLINE_BYTES
 MAX_WRITE_SAME_BYTES = 32 << 20
 MAX_PATTERN_BYTES = 4096
@@ -31,6 +36,8 @@ BACKGROUND_SYNC_BYTES = DIRTY_BUDGET_BYTES // 2
 _ZEROS = memoryview(bytes(WRITE_STEP_BYTES))
 
 IsCancelled = Callable[[], bool]
+Now = Callable[[Views, int], int]
+Whole = Callable[[Views, int], object]
 
 
 class Volume:
@@ -45,6 +52,7 @@ class Volume:
         self.generation = generation
         self.failure = 0  # errno of the fdatasync that failed; sticky
         self.on_failure: Callable[[], None] = lambda: None
+        self.ranges = Ranges(runtime)
         self._lane = Lane()
         self._extents = Extents(runtime, self._lane, store)
         self._sync_lane = Lane(1)
@@ -59,33 +67,62 @@ class Volume:
         if not length:
             return 0
         views = views_until(views, length)
-        done = self.store.read_now(views, offset)
+        store = self.store
+        done = 0 if self.ranges.is_guarded else store.read_now(views, offset)
         if done < length:
-            rest, at = views_after(views, done), offset + done
-            await Call(self.runtime, self._lane, lambda: self.store.read(rest, at))
+            await self._move(Claim.READ, store.read_now, store.read, views_after(views, done), offset + done)
         return length
 
     async def write(self, views: Views, offset: int, length: int, *, is_durable: bool) -> int:
         """Write all of ``views`` (``length`` bytes); ``is_durable``: on the medium before it returns."""
-        self._check_write(offset, length)
+        self.check_write(offset, length)
         if not length:
             return 0
-        done = self.store.write_now(views, offset)
+        store = self.store
+        done = 0 if self.ranges.is_guarded else store.write_now(views, offset)
         if done < length:
-            rest, at = views_after(views, done), offset + done
-            await Call(self.runtime, self._lane, lambda: self.store.write(rest, at))
+            await self._move(Claim.WRITE, store.write_now, store.write, views_after(views, done), offset + done)
+        await self.end_write(is_durable=is_durable)
+        return length
+
+    async def _move(self, kind: Claim, now: Now, whole: Whole, views: Views, offset: int) -> None:
+        """What could not be done at once: on a thread, behind whoever guards the range."""
+        with self.ranges.claim(kind, offset, sum(map(len, views))) as claim:
+            done = 0
+            if self.ranges.is_guarded:
+                await claim
+                done = now(views, offset)
+            if rest := views_after(views, done):
+                await Call(self.runtime, self._lane, partial(whole, rest, offset + done))
+
+    async def fetch(self, view: memoryview, offset: int) -> None:
+        """Fill ``view``; the caller has a claim and has checked the range."""
+        done = self.store.read_now((view,), offset)
+        if done < len(view):
+            await Call(self.runtime, self._lane, partial(self.store.read, (view[done:],), offset + done))
+
+    async def put(self, view: memoryview, offset: int) -> None:
+        """Write ``view``; as fetch(), and end_write() comes after it."""
+        done = self.store.write_now((view,), offset)
+        if done < len(view):
+            await Call(self.runtime, self._lane, partial(self.store.write, (view[done:],), offset + done))
+
+    async def end_write(self, *, is_durable: bool) -> None:
+        """After every write: durable where it is to be, else a sync in the background where much is dirty."""
         self._check_failure()
         if is_durable:
             await self.flush()
         elif self.store.dirty_bytes > BACKGROUND_SYNC_BYTES:
             self._start_sync()
-        return length
 
     async def extent(self, offset: int, length: int) -> tuple[bool, int]:
         """Is ``offset`` allocated, and how far that holds (at most ``length``, at most to the end)."""
         length = min(length, max(0, self.size_bytes - offset))
         if not length:
             return False, 0
+        if self.ranges.is_guarded:
+            with self.ranges.claim(Claim.READ, offset, length) as claim:
+                await claim
         return await self._extents.find(offset, length)
 
     async def flush(self) -> None:
@@ -101,19 +138,18 @@ class Volume:
 
     async def discard(self, offset: int, length: int, is_cancelled: IsCancelled) -> int:
         """Give the range back to the store; it reads zeros afterwards, its unaligned edges too."""
-        self._check_write(offset, length)
-        at, end = offset, offset + length
-        with self._extents.giving_back():
-            if length <= self.store.inline_bytes:
-                if length:
-                    self.store.punch(offset, length)
-                return length
-            while at < end:
-                self._check_cancelled(is_cancelled)
-                start, step = at, min(end - at, PUNCH_STEP_BYTES)
-                await Call(self.runtime, self._lane, partial(self.store.punch, start, step))
-                at += step
+        self.check_write(offset, length)
+        if length <= self.store.inline_bytes and not self.ranges.is_guarded:
+            if length:
+                self.punch(offset, length)
+        else:
+            await self._in_steps(self.store.punch, offset, length, is_cancelled)
         return length
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give ``store.inline_bytes`` or less back, at once; the caller has a claim, or nobody guards."""
+        with self._extents.giving_back():
+            self.store.punch(offset, length)
 
     async def write_zeroes(
         self, offset: int, length: int, is_cancelled: IsCancelled, *, is_durable: bool, may_unmap: bool
@@ -122,9 +158,10 @@ class Volume:
         if may_unmap and self.store.can_discard:
             await self.discard(offset, length, is_cancelled)
         else:
-            self._check_write(offset, length)
-            if length and not await self._zero_range(offset, length, is_cancelled):
-                await self._fill(_ZEROS, offset, length, is_cancelled)
+            self.check_write(offset, length)
+            # In memory zeros are written: no file system there can zero a range and keep it allocated.
+            if self.store.inline_bytes or not await self._in_steps(self.store.zero, offset, length, is_cancelled):
+                await self._fill(_ZEROS, offset, length, is_cancelled, owner=None)
         if is_durable:
             await self.flush()
         return length
@@ -132,58 +169,85 @@ class Volume:
     async def write_same(
         self, pattern: bytes, offset: int, length: int, is_cancelled: IsCancelled, *, is_durable: bool
     ) -> int:
-        """``pattern`` over and over; ``length`` is a multiple of its length."""
-        self._check_write(offset, length)
-        step = min(length, WRITE_STEP_BYTES // len(pattern) * len(pattern))
+        """``pattern`` over and over, as one (CONTRACTS 6); ``length`` is a multiple of its length."""
+        self.check_write(offset, length)
         if length:
-            await self._fill(memoryview(pattern * (step // len(pattern))), offset, length, is_cancelled)
+            step = min(length, WRITE_STEP_BYTES // len(pattern) * len(pattern))
+            block = memoryview(pattern * (step // len(pattern)))
+            owner = object()
+            with self.ranges.claim(Claim.EXCLUSIVE, offset, length, owner) as claim:
+                await claim
+                await self._fill(block, offset, length, is_cancelled, owner=owner)
         if is_durable:
             await self.flush()
         return length
 
-    async def _zero_range(self, offset: int, length: int, is_cancelled: IsCancelled) -> bool:
-        if self.store.inline_bytes:
-            return False  # in memory: zeros are written, in steps
-        at, end = offset, offset + length
+    # Steps of long work (CONTRACTS 7) -------------------------------------------------------------------------------
+
+    async def _in_steps(
+        self, act: Callable[[int, int], bool | None], offset: int, length: int, is_cancelled: IsCancelled
+    ) -> bool:
+        """``act(offset, length)`` on a thread, step by step. False: it can't (which the first step says).
+
+        A step's length follows the time that the last one took: the file system locks the file for the whole of it,
+        and a write on the loop's thread waits for that lock. A TiB of hole goes in a moment, a GiB of data does not.
+        """
+        step, end = FIRST_STEP_BYTES, offset + length
         with self._extents.giving_back():
-            while at < end:
-                self._check_cancelled(is_cancelled)
-                start, step = at, min(end - at, PUNCH_STEP_BYTES)
-                if not await Call(self.runtime, self._lane, partial(self.store.zero, start, step)):
+            while offset < end:
+                step = min(step, end - offset)
+                with self.ranges.claim(Claim.WRITE, offset, step) as claim:
+                    await claim
+                    check_cancelled(is_cancelled)
+                    call = Call(self.runtime, self._lane, partial(_timed, self.runtime.clock, act, offset, step))
+                    took_s, did = await call
+                if did is False:
                     return False
-                at += step
+                offset += step
+                if took_s > STEP_S:
+                    step = max(step // 2, MIN_STEP_BYTES)
+                elif took_s < STEP_S / 4:
+                    step = min(step * 2, MAX_STEP_BYTES)
         return True
 
-    async def _fill(self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled) -> None:
+    async def _fill(
+        self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled, *, owner: object
+    ) -> None:
+        """Write ``block`` over and over. ``owner`` has a claim on all of it, or is None: each step makes its own."""
         at, end = offset, offset + length
         while at < end:
-            piece, start = block[: end - at], at
-            if self.store.inline_bytes:
-                self.store.fill(piece, start)
-            else:
-                await Call(self.runtime, self._lane, partial(self.store.fill, piece, start))
+            piece = block[: end - at]
+            with self.ranges.claim(Claim.WRITE, at, len(piece), owner) as claim:
+                await claim
+                check_cancelled(is_cancelled)
+                await self.fill(piece, at)
             at += len(piece)
             if at < end:
                 await self.runtime.pause
-                self._check_cancelled(is_cancelled)
-        self._check_failure()
-        if self.store.dirty_bytes > BACKGROUND_SYNC_BYTES:
-            self._start_sync()
+        await self.end_write(is_durable=False)
+
+    async def fill(self, piece: memoryview, offset: int) -> None:
+        """Write ordinary memory, at most a step of it; the caller has a claim and has checked the range."""
+        if self.store.inline_bytes:
+            self.store.fill(piece, offset)
+        else:
+            await Call(self.runtime, self._lane, partial(self.store.fill, piece, offset))
 
     # Checks ---------------------------------------------------------------------------------------------------------
 
-    def _check_write(self, offset: int, length: int) -> None:
-        self._check_failure()
+    def check_range(self, offset: int, length: int) -> None:
+        """EFBIG where not all of the range is in the volume."""
         if offset + length > self.size_bytes:
             raise OSError(errno.EFBIG, f"bytes {offset} to {offset + length} of {self.name}: it has {self.size_bytes}")
+
+    def check_write(self, offset: int, length: int) -> None:
+        """EIO where the volume failed; EFBIG as check_range()."""
+        self._check_failure()
+        self.check_range(offset, length)
 
     def _check_failure(self) -> None:
         if self.failure:
             raise OSError(errno.EIO, f"volume {self.name} failed: a flush met errno {self.failure}; open it anew")
-
-    def _check_cancelled(self, is_cancelled: IsCancelled) -> None:
-        if is_cancelled():
-            raise OSError(errno.ECANCELED, "fenced")
 
     # fdatasync ------------------------------------------------------------------------------------------------------
 
@@ -226,3 +290,18 @@ class Volume:
             turn.start(lambda _value, _error: self.store.close())
         else:
             self.store.close()
+
+
+def check_cancelled(is_cancelled: IsCancelled) -> None:
+    """Between two steps: ECANCELED where a fence has come."""
+    if is_cancelled():
+        raise OSError(errno.ECANCELED, "fenced")
+
+
+def _timed(
+    clock: Callable[[], float], act: Callable[[int, int], bool | None], offset: int, length: int
+) -> tuple[float, bool | None]:
+    """On a worker thread: how long it took, and what it says."""
+    begun = clock()
+    did = act(offset, length)
+    return clock() - begun, did
