@@ -34,8 +34,8 @@ class Command:
 
     ``lun`` is the 64-bit LUN field. ``data_in_bytes`` is the room that the initiator has for data-in,
     ``data_out_bytes`` what it said it would send; ``data_out`` holds min(that, MAXIMUM TRANSFER LENGTH) bytes.
-    ``context`` belongs to the transport. ``device`` is where its requests go: set by the unit that lets it through to
-    the medium.
+    ``context`` belongs to the transport, and says whether that has aborted the command (``is_aborted``). ``device`` is
+    where its requests go: set by the unit that lets it through to the medium.
     """
 
     nexus: Nexus
@@ -109,6 +109,8 @@ class Nexus:
     devices: dict[LogicalUnit, block.Device] = field(default_factory=dict)  # while the session holds them
     # pending unit attentions (ASC, ASCQ), first in first out; filled by LogicalUnit.establish
     attentions: dict[LogicalUnit, list[tuple[int, int]]] = field(default_factory=dict)
+    # what became of its EXTENDED COPYs, by list identifier (commands.xcopy)
+    copies: dict[tuple[LogicalUnit, int], Any] = field(default_factory=dict)
 
 
 class Sense(NamedTuple):
@@ -350,7 +352,6 @@ class LogicalUnit:
         self.is_obstructed = False  # one of the three above
         rows = command_set.operations if operations is None else operations
         self.operations = tuple(row for row in rows if self.personality.is_thin or not row.needs_thin)
-        self._unknown = LOGICAL_UNIT_NOT_SUPPORTED if peripheral == ABSENT else INVALID_COMMAND_OPERATION_CODE
         self._by_opcode: list[Operation | None] = [None] * 256
         self._by_service_action: dict[tuple[int, int], Operation] = {}
         self._index_operations()
@@ -398,7 +399,7 @@ class LogicalUnit:
             if pending and not (operation is not None and operation.allowed_under_unit_attention):
                 raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *pending.pop(0)))
             if operation is None:
-                raise CheckCondition(self._unknown)
+                raise self._unknown_operation(cdb)
             length = len(operation.usage)
             if len(cdb) < length:
                 raise CheckCondition(INVALID_FIELD_IN_CDB)
@@ -416,6 +417,14 @@ class LogicalUnit:
             return operation.handler(self, command)
         except CheckCondition as condition:
             return Outcome(CHECK_CONDITION, self.build_sense(condition))
+
+    def _unknown_operation(self, cdb: bytes) -> CheckCondition:
+        """An opcode that is served, but not with this service action, is a field in the CDB that is wrong."""
+        if self.peripheral == ABSENT:
+            return CheckCondition(LOGICAL_UNIT_NOT_SUPPORTED)
+        if cdb and any(opcode == cdb[0] for opcode, _ in self._by_service_action):
+            return invalid_field(1, 4)
+        return CheckCondition(INVALID_COMMAND_OPERATION_CODE)
 
     def reach_medium(self, command: Command) -> Outcome | None:
         """The gate of ``needs_medium``, for a command of which only some forms do; None: it is through."""

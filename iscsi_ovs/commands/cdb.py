@@ -235,6 +235,24 @@ class ReadDefectData12(Derived):
     )  # fmt: skip
 
 
+class ExtendedCopy(Derived):
+    """SPC-4 6.4 (LID1)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "reserved_2" / Bytes(8), "parameter_list_length" / Int32ub,
+        "reserved_14" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReceiveCopyResults(Derived):
+    """SPC-4 6.18 (LID1)."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "list_identifier" / Int8ub, "reserved_3" / Bytes(7),
+        "allocation_length" / Int32ub, "reserved_14" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
 class Unmap(Derived):
     """SBC-3 5.28."""
 

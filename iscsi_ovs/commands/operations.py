@@ -19,6 +19,7 @@ from iscsi_ovs.commands import (
     spc,
     verify,
     write_through,
+    xcopy,
 )
 from iscsi_ovs.commands.conflicts import with_conflicts
 from iscsi_ovs.scsi import CommandSet, Direction, Operation
@@ -59,9 +60,14 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
     return _hex(f"{opcode:02x} {flags:02x} ffffffffffffffff ffffffff 00 00")
 
 
+def _receive_copy(service_action: int) -> bytes:
+    return _hex(f"84 {service_action:02x} ff 00000000000000 ffffffff 00 00")
+
+
 _READ_CAPACITY_10 = _hex("25 00 ffffffff 0000 01 00")
 _READ_CAPACITY_16 = _hex("9e 10 ffffffffffffffff ffffffff 01 00")
 _GET_LBA_STATUS = _hex("9e 12 ffffffffffffffff ffffffff 00 00")
+_EXTENDED_COPY = _hex("83 00 0000000000000000 ffffffff 00 00")
 _COMPARE_AND_WRITE = _hex("89 18 ffffffffffffffff 000000 ff 00 00")
 _WRITE_ATOMIC_16 = _hex("9c 18 ffffffffffffffff ffff ffff 00 00")
 _READ_DEFECT_DATA_10 = _hex("37 00 1f 00000000 ffff 00")
@@ -92,6 +98,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
     Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
+    Operation(0x83, 0x00, "EXTENDED COPY (LID1)", _OUT,  _EXTENDED_COPY, xcopy.extended_copy, _MEDIUM),
+    Operation(0x84, 0x00, "RECEIVE COPY STATUS (LID1)", _IN, _receive_copy(0x00), xcopy.copy_status),
+    Operation(0x84, 0x03, "RECEIVE COPY OPERATING PARAMETERS", _IN, _receive_copy(0x03), xcopy.operating_parameters),
     Operation(0x88, None, "READ (16)",            _IN,   _at_lba_16(0x88, 0x18), sbc.read_16, _MEDIUM),
     Operation(0x89, None, "COMPARE AND WRITE",    _OUT,  _COMPARE_AND_WRITE, atomics.compare_and_write, _MEDIUM),
     Operation(0x8A, None, "WRITE (16)",           _OUT,  _at_lba_16(0x8A, 0x18), sbc.write_16, _MEDIUM),

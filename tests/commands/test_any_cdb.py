@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iscsi_ovs import block, scsi
-from iscsi_ovs.commands import OPERATIONS
+from iscsi_ovs.commands import OPERATIONS, vpd
 from tests.commands.bench import IQN, Bench
 
 OPCODES = st.one_of(st.integers(0, 255), st.sampled_from([row.opcode for row in OPERATIONS]))
@@ -81,6 +81,20 @@ def test_any_unmap_list(length: int, header: tuple[int, int], body: list[tuple[i
     check(DISK, DISK.command(f"42 00 00000000 00 {length:04x} 00", 0, 0, data[:cut]))
     honest = (len(data) - 2).to_bytes(2, "big") + (len(data) - 8).to_bytes(2, "big") + data[4:]
     check(DISK, DISK.command(f"42 00 00000000 00 {len(data):04x} 00", 0, 0, honest))
+
+
+@given(data=st.data())
+def test_any_copy_list(data: st.DataObject) -> None:
+    """Parameter lists of EXTENDED COPY, right but for a few bytes, and cut anywhere."""
+    naa = vpd.naa(DISK.unit)
+    target = bytes.fromhex("e4000000 01030008") + naa.ljust(20, b"\0") + (512).to_bytes(4, "big")
+    segment = bytes.fromhex("02000018 00000000 00000001 0000000000000000 0000000000000001")
+    whole = bytearray(bytes.fromhex("01000020 00000000 0000001c 00000000") + target + segment)
+    for at, value in data.draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), BYTE), max_size=4)):
+        whole[at] = value
+    length = data.draw(st.sampled_from([len(whole), len(whole), len(whole) + 40, 0xFFFFFFFF, 47]))
+    sent = bytes(whole[: data.draw(st.one_of(st.just(len(whole)), st.integers(0, len(whole))))])
+    check(DISK, DISK.command(f"83 00 0000000000000000 {length:08x} 00 00", 0, 0, sent))
 
 
 def test_any_page_of_any_unit() -> None:

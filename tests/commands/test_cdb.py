@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsi_ovs.commands import cdb, mode_pages, sense, vpd
+from iscsi_ovs.commands import cdb, copy_descriptors, mode_pages, sense, vpd
 from iscsi_ovs.wire import Derived
 
 LAYOUTS = [
     value
-    for module in (cdb, mode_pages, sense, vpd)
+    for module in (cdb, copy_descriptors, mode_pages, sense, vpd)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Derived) and value.declaration is not None
 ]
@@ -31,6 +31,8 @@ SIZES = {
     "ReadCapacity10": 10,
     "ReadCapacity16": 16,
     "GetLbaStatus": 16,
+    "ExtendedCopy": 16, "ReceiveCopyResults": 16, "ParameterListHeader": 16, "IdentificationTarget": 32,
+    "SegmentHeader": 4, "BlockToBlock": 28, "CopyStatus": 12, "OperatingParameters": 44,
     "CompareAndWrite": 16,
     "WriteAtomic16": 16,
     "ReadDefectData10": 10,
