@@ -20,6 +20,7 @@ REJECT = "Reject"
 IRRELEVANT = "Irrelevant"
 NOT_UNDERSTOOD = "NotUnderstood"
 NONE = "None"
+CRC32C = "CRC32C"
 RESERVED_ANSWERS = frozenset({REJECT, IRRELEVANT, NOT_UNDERSTOOD})
 
 Value = bool | int | str
@@ -93,8 +94,8 @@ class Offer:
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
     protocol_level: int = 1  # RFC 7144 section 7.1: 1 is RFC 7143, 2 would be RFC 7144's additions
-    header_digests: tuple[str, ...] = (NONE,)
-    data_digests: tuple[str, ...] = (NONE,)
+    header_digests: tuple[str, ...] = (CRC32C, NONE)
+    data_digests: tuple[str, ...] = (CRC32C, NONE)
     task_reporting: tuple[str, ...] = ("RFC3720",)
     target_alias: str | None = None
 

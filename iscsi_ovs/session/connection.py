@@ -22,6 +22,7 @@ from iscsi_ovs.login.keys import Offer, Parameters
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.login.stages import Login
 from iscsi_ovs.session import events, plain, transfer
+from iscsi_ovs.session.digest import DigestFraming, DigestOutbox
 from iscsi_ovs.session.framing import Framing, sink
 from iscsi_ovs.session.outbox import Outbox
 from iscsi_ovs.session.session import DiscoverySession, Session
@@ -280,6 +281,23 @@ class Connection:
         except PduError as error:
             self._reject(header, error)
 
+    def data_digest_failed(self) -> None:
+        """Framing's owner: the PDU is whole, but its data is not what was sent.
+
+        Section 7.8: "it MUST answer with a Reject PDU with a reason code of Data-Digest-Error and discard the PDU". A
+        task whose data it was ends with CHECK CONDITION; for immediate data, too: left as a gap in CmdSN, as that
+        section has it for higher levels, it would wait for a retry that nobody sends at ErrorRecoveryLevel 0.
+        """
+        header = self._header
+        error = PduError(pdu.REJECT_DATA_DIGEST_ERROR, f"data digest error on {type(header).__name__}")
+        task = self._data_task or self._in_session().opening
+        if task is None:
+            self._reject(header, error)
+            return
+        self.reject(header, error)
+        task.damage()
+        self.finish()
+
     def is_filling(self, task: Task) -> bool:
         """True while a Data-Out is being received into the task's buffer: the socket may write there."""
         return self._data_task is task
@@ -355,6 +373,10 @@ class Connection:
         self.max_data_segment_bytes = parameters.target_max_recv_data_segment_length
         window = session.window
         self._send_login_response(step.flags, step.text, tsih, (window.exp_cmd_sn, window.max_cmd_sn))
+        if parameters.header_digest or parameters.data_digest:
+            # Section 13.1: from the first PDU of the full feature phase on.
+            self._framing = DigestFraming(self._framing, parameters.header_digest, parameters.data_digest)
+            self.outbox = DigestOutbox(self.outbox, parameters.header_digest, parameters.data_digest)
         self._text = TextExchange(parameters, lambda: self.surroundings.targets(self))
         self._last_heard = now
         self._login_step = None

@@ -37,6 +37,11 @@ def sink(length: int) -> list[memoryview]:
     return [_SINK] * whole + ([_SINK[:rest]] if rest else [])
 
 
+def is_sink(views: Sequence[memoryview]) -> bool:
+    """Are these views of sink()? What went there can't be read."""
+    return bool(views) and views[0].obj is _SINK.obj
+
+
 class Owner(Protocol):
     """Whose PDUs these are."""
 
@@ -47,6 +52,9 @@ class Owner(Protocol):
 
     def finish(self) -> None:
         """The data segment of the last ``begin`` is whole (called at once where there is none)."""
+
+    def data_digest_failed(self) -> None:
+        """In place of ``finish``: the data segment is whole, and not what was sent (session.digest only)."""
 
     def take_commands(self, scratch: memoryview, start: int, end: int) -> tuple[int, int]:
         """Take what can be taken whole of ``scratch[start:end]``: where that ends, and its data segments."""
@@ -144,10 +152,7 @@ class Framing:
         header = declared.unpack_from(scratch, start)
         length: int = header.data_segment_length
         if length > self._owner.max_data_segment_bytes:
-            raise ConnectionAbortError(
-                f"DataSegmentLength {length} is more than our MaxRecvDataSegmentLength "
-                f"{self._owner.max_data_segment_bytes} (opcode {scratch[start] & pdu.OPCODE_MASK:#04x})"
-            )
+            raise self._too_long(header)
         additional = b""
         begin = start + pdu.BHS_BYTES
         if header.total_ahs_length:
@@ -173,6 +178,12 @@ class Framing:
             self._start = begin
         self._owner.finish()
         return True
+
+    def _too_long(self, header: Derived) -> ConnectionAbortError:
+        return ConnectionAbortError(
+            f"DataSegmentLength {header.data_segment_length} is more than our MaxRecvDataSegmentLength "
+            f"{self._owner.max_data_segment_bytes} (opcode {header.opcode & pdu.OPCODE_MASK:#04x})"
+        )
 
     def _place(self, views: Sequence[memoryview], begin: int, length: int) -> int:
         """Copy what the scratch holds of a data segment, the rest is pending. Returns where the scratch goes on."""

@@ -69,6 +69,11 @@ class Session:
         """True while a command waits for one with a lower CmdSN."""
         return bool(self._held)
 
+    @property
+    def opening(self) -> Task | None:
+        """The task whose command PDU is being received."""
+        return self._opening
+
     def in_order(self, header: pdu.Pdu, action: Callable[[], None]) -> None:
         """Act on a request when its CmdSN is due: now, nearly always."""
         if header.opcode & pdu.IMMEDIATE:

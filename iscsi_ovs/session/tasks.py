@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from iscsi_ovs.session.session import Session
 
 
+_NEVER = 1 << 62  # more bytes than any task gets
+
+
 class State(enum.IntEnum):
     """Where a task is."""
 
@@ -63,6 +66,7 @@ class Task:
     is_admitted = False  # its CmdSN has had its turn
     early_outcome: scsi.Outcome | None = None  # decided before that
     is_aborted = False
+    is_damaged = False  # a data digest of its was wrong
     on_dead: list[Callable[[], None]] | None = None  # told when a zombie has returned
 
     def __init__(self, initiator_task_tag: int, lun: int, expected_bytes: int) -> None:
@@ -73,6 +77,11 @@ class Task:
     @property
     def is_data_complete(self) -> bool:
         return self.received_bytes >= self.data_out_bytes and not self.unsolicited_end
+
+    def damage(self) -> None:
+        """A data digest was wrong: its data will never be complete. It ends when all that was asked for has come."""
+        self.is_damaged = True
+        self.data_out_bytes = _NEVER
 
 
 class Management:

@@ -33,6 +33,7 @@ _PADDING = tuple(map(bytes, range(4)))
 _ABORTED_COMMAND = 0x0B
 UNEXPECTED_UNSOLICITED_DATA = (0x0C, 0x0C)
 INCORRECT_AMOUNT_OF_DATA = (0x0C, 0x0D)
+PROTOCOL_SERVICE_CRC_ERROR = (0x47, 0x05)
 
 
 def aborted(code: tuple[int, int]) -> scsi.Outcome:
@@ -178,6 +179,12 @@ def proceed(session: Session, task: Task) -> None:
 
 def _solicit(session: Session, task: Task) -> None:
     """Take all the space that the rest needs, in order of arrival, then send R2Ts."""
+    if task.is_damaged:
+        # Section 7.8: the target "MUST wait to receive all the data (signaled by a data PDU with the F bit set for
+        # all outstanding R2Ts) before sending the SCSI Response PDU".
+        if not task.transfers:
+            session.fail(task, aborted(PROTOCOL_SERVICE_CRC_ERROR))
+        return
     buffer = task.buffer
     if session.space.pool is None or (buffer is not None and task.generation != session.space.generation):
         # What came so far lies in a segment that is gone: the volume server could not take it.

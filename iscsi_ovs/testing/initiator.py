@@ -435,12 +435,18 @@ class Initiator:
     def _reject(self, header: pdu.Pdu, data: bytes) -> None:
         """Section 11.17: the data segment is the header of what was refused."""
         self._check(len(data) >= pdu.BHS_BYTES, "a Reject without the rejected header")
-        itt = pdu.Header.unpack_from(data).initiator_task_tag
-        result = self.results.get(itt)
-        if result is not None and not result.is_complete:
-            result.is_complete = True
-            result.header = header
-            result.reject_reason = header.reason
+        rejected = pdu.Header.unpack_from(data)
+        result = self.results.get(rejected.initiator_task_tag)
+        if result is None or result.is_complete:
+            return
+        result.header = header
+        result.reject_reason = header.reason
+        # Section 7.3: a task that is active is never ended by a Reject; its response is still to come.
+        is_data = rejected.opcode == pdu.DataOut.OPCODE or (
+            rejected.opcode & pdu.OPCODE_MASK == pdu.ScsiCommand.OPCODE
+            and header.reason == pdu.REJECT_DATA_DIGEST_ERROR
+        )
+        result.is_complete = not is_data
 
     def _asynchronous_message(self, header: pdu.Pdu, data: bytes) -> None:
         """Left to the test: it is in ``received``."""
