@@ -55,6 +55,7 @@ TASK_STILL_ALLEGIANT = 3
 REASSIGNMENT_NOT_SUPPORTED = 4
 FUNCTION_NOT_SUPPORTED = 5
 FUNCTION_AUTHORIZATION_FAILED = 6
+FUNCTION_SUCCEEDED = 7  # RFC 7144 section 5.2: what a query was after is there
 FUNCTION_REJECTED = 255
 
 # Logout reasons (section 11.14.1) and responses (11.15.1)
@@ -75,6 +76,7 @@ REJECT_WAITING_FOR_LOGOUT = 0x0C
 
 # Asynchronous message events (section 11.9.1)
 ASYNC_SCSI_EVENT, ASYNC_LOGOUT_REQUEST, ASYNC_DROP_CONNECTION, ASYNC_DROP_SESSION, ASYNC_NEGOTIATION = range(5)
+ASYNC_TASK_TERMINATION = 5
 
 
 class Header(Derived):
@@ -221,7 +223,10 @@ class NopIn(Pdu):
 
 
 class ScsiResponse(Pdu):
-    """Section 11.4. Its data segment, where there is one, is a sense length (two bytes) and sense data."""
+    """Section 11.4. Its data segment, where there is one, is a sense length (two bytes) and sense data.
+
+    Bytes 8 and 9 are RFC 7144's Status Qualifier: always 0 here, "no additional information" (SAM-5 5.3.2).
+    """
 
     OPCODE = 0x21
     declaration = Struct(
@@ -234,12 +239,13 @@ class ScsiResponse(Pdu):
 
 
 class TaskManagementResponse(Pdu):
-    """Section 11.6."""
+    """Section 11.6, with the additional response information of RFC 7144 section 5.2."""
 
     OPCODE = 0x22
     declaration = Struct(
         "opcode" / Int8ub, "flags" / Int8ub, "response" / Int8ub, "reserved_3" / Int8ub, *_LENGTHS,
-        "reserved_8" / Bytes(8), "initiator_task_tag" / Int32ub, "reserved_20" / Int32ub,
+        "additional_response_information" / Bytes(3), "reserved_11" / Bytes(5),
+        "initiator_task_tag" / Int32ub, "reserved_20" / Int32ub,
         *_RESPONSE_NUMBERS, "reserved_36" / Bytes(12),
     )  # fmt: skip
     defaults = {"opcode": 0x22, "flags": FINAL}

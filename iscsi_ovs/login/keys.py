@@ -93,10 +93,11 @@ class Offer:
     error_recovery_level: int = 0
     data_pdu_in_order: bool = True
     data_sequence_in_order: bool = True
-    protocol_level: int = 1  # RFC 7144 section 7.1: 1 is RFC 7143, 2 would be RFC 7144's additions
+    protocol_level: int = 2  # RFC 7144 section 7.1: 1 is RFC 7143, 2 has RFC 7144's additions
     header_digests: tuple[str, ...] = (CRC32C, NONE)
     data_digests: tuple[str, ...] = (CRC32C, NONE)
-    task_reporting: tuple[str, ...] = ("RFC3720",)
+    # Section 13.23. One connection has its responses in order, which is all that ResponseFence asks for.
+    task_reporting: tuple[str, ...] = ("FastAbort", "ResponseFence", "RFC3720")
     target_alias: str | None = None
 
     def __post_init__(self) -> None:

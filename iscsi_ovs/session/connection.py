@@ -427,6 +427,8 @@ class Connection:
 
     def _on_task_management(self, header: pdu.TaskManagementRequest, data: bytes) -> None:
         session = self._in_session()
+        if data:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "a task management request with a data segment")
         if session.accepts(header):
             session.in_order(header, lambda: session.manage(header))
 
@@ -502,6 +504,11 @@ class Connection:
     # Time ------------------------------------------------------------------------------------------------------
 
     @property
+    def now(self) -> float:
+        """The time of the last bytes, or of the last tick."""
+        return self._now
+
+    @property
     def management_deadline(self) -> float:
         """When a task management function that begins now is answered, done or not (CONTRACTS 2)."""
         return self._now + TASK_MANAGEMENT_DEADLINE_S
@@ -512,7 +519,7 @@ class Connection:
         if self.state is State.LOGIN and now > self._login_deadline:
             self._end(f"no login within {LOGIN_TIMEOUT_S:.0f} s", is_error=True)
         elif self.state is State.FULL_FEATURE:
-            self._in_session().reject_overdue(now)
+            self._in_session().management.tick(now)
             self._watch_progress(now)
             self._keep_alive(now)
         return self._take_events()
@@ -546,6 +553,19 @@ class Connection:
                 stat_sn=self.stat_sn,
                 exp_cmd_sn=window.exp_cmd_sn,
                 max_cmd_sn=window.max_cmd_sn,
+            )
+        )
+
+    def send_asynchronous_message(self, event: int, lun: int = 0, parameters: tuple[int, int, int] = (0, 0, 0)) -> None:
+        """Section 11.9: something happens that the initiator has not asked for."""
+        self.send(
+            pdu.AsynchronousMessage(
+                lun=lun,
+                async_event=event,
+                parameter_1=parameters[0],
+                parameter_2=parameters[1],
+                parameter_3=parameters[2],
+                **self.numbers(),
             )
         )
 

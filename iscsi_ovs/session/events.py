@@ -13,8 +13,8 @@ from iscsi_ovs import scsi
 from iscsi_ovs.login.keys import Parameters
 
 if TYPE_CHECKING:
+    from iscsi_ovs.session.management import Management
     from iscsi_ovs.session.session import Session
-    from iscsi_ovs.session.tasks import Management
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class LoginOpened:
 
 
 @dataclass(frozen=True, slots=True)
-class LogicalUnitResetRequested:
-    """LOGICAL UNIT RESET for ``request.lun``: call session.answer_task_management(request, response) when done."""
+class TaskManagementRequested:
+    """A function for ``request.lun``, or for the target: call session.management.answer(request, …) when it is done."""
 
     session: Session
     request: Management
+    function: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +58,5 @@ class ConnectionClosed:
 
 
 Event = (
-    scsi.Command | LoginOpened | LogicalUnitResetRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
+    scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
 )

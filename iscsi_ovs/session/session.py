@@ -8,23 +8,20 @@ next session of the same initiator port, a reset) waits for ``when_idle`` (CONTR
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import PduError
 from iscsi_ovs.login.keys import Parameters
-from iscsi_ovs.session import events, transfer
+from iscsi_ovs.session import serial, transfer
 from iscsi_ovs.session.framing import sink
+from iscsi_ovs.session.management import TaskManagement
 from iscsi_ovs.session.space import Space
-from iscsi_ovs.session.tasks import Management, State, Task, TaskTable
+from iscsi_ovs.session.tasks import State, Task, TaskTable
 from iscsi_ovs.session.window import IMMEDIATE_LIMIT, CommandWindow
 
 if TYPE_CHECKING:
     from iscsi_ovs.session.connection import Connection
-
-
-MANAGEMENT_LIMIT = 64  # task management functions under way in a session
 
 
 class Session:
@@ -39,7 +36,7 @@ class Session:
         self.space = space
         self.tsih = tsih
         self.tasks = TaskTable()
-        self.managements: list[Management] = []  # under way
+        self.management = TaskManagement(self)
         unsolicited = parameters.first_burst_length
         if parameters.initial_r2t:
             # Immediate data only: at most one data segment.
@@ -281,10 +278,23 @@ class Session:
             self._bury(task)
         done()
 
-    def drained(self, task: Task) -> None:
-        """The data segment that an aborted task was receiving is whole."""
-        if task.is_admitted:
+    def abort_when_drained(self, task: Task, done: Callable[[], None]) -> None:
+        """The same for a task whose R2Ts are to be answered before ``done`` (section 4.2.3.3)."""
+        task.is_aborted = True
+        task.on_dead = [*(task.on_dead or ()), done]
+
+    def drained(self, task: Task, transfer_tag: int | None = None) -> None:
+        """A data segment that an aborted task was receiving is whole; with a tag, that R2T's sequence is."""
+        if transfer_tag is not None:
+            task.transfers = [each for each in task.transfers if each.target_transfer_tag != transfer_tag]
+        if task.is_admitted and not (task.on_dead and task.transfers):
             self._bury(task)
+
+    def give_up_draining(self, task: Task) -> None:
+        """The rest of an aborted task's data has not come in time; should it come, it is drained all the same."""
+        task.transfers = ()
+        if task.state is State.RECEIVING and not self.connection.is_filling(task):
+            self.drained(task)
 
     def _bury(self, task: Task) -> None:
         self._let_go(task)
@@ -297,69 +307,26 @@ class Session:
         if self._idle_callbacks:
             self._check_idle()
 
-    # Task management (section 11.5) ----------------------------------------------------------------------------
+    # Numbers ---------------------------------------------------------------------------------------------------
 
     def manage(self, header: pdu.TaskManagementRequest) -> None:
         """A task management request, in its turn."""
         self.release_place(header)
-        function = header.flags & 0x7F
-        tag: int = header.initiator_task_tag
-        if function == pdu.ABORT_TASK:
-            task = self.tasks.find(header.referenced_task_tag)
-            if task is None:
-                # Already answered, or never seen: on one connection nothing can still be under way.
-                self._answer_management(tag, pdu.TASK_DOES_NOT_EXIST)
-            elif task.lun != header.lun:
-                self._answer_management(tag, pdu.FUNCTION_REJECTED)
-            elif (request := self._watch(header)) is not None:
-                self.abort(task, partial(self.answer_task_management, request, pdu.FUNCTION_COMPLETE))
-        elif function == pdu.LOGICAL_UNIT_RESET:
-            if (request := self._watch(header)) is not None:
-                self.connection.tell(events.LogicalUnitResetRequested(self, request))
-        else:
-            self._answer_management(tag, pdu.FUNCTION_NOT_SUPPORTED)
+        self.management.begin(header)
 
-    def _watch(self, header: pdu.TaskManagementRequest) -> Management | None:
-        """From here on the function has its deadline. None: there are too many, and it was rejected."""
-        if len(self.managements) >= MANAGEMENT_LIMIT:
-            self.log(f"more than {MANAGEMENT_LIMIT} task management functions under way: rejected")
-            self._answer_management(header.initiator_task_tag, pdu.FUNCTION_REJECTED)
-            return None
-        request = Management(header.initiator_task_tag, header.lun, self.connection.management_deadline)
-        self.managements.append(request)
-        return request
+    def is_unseen(self, cmd_sn: int) -> bool:
+        """True for a number inside the window whose command has not come."""
+        return self.window.accepts(cmd_sn) and cmd_sn not in self._held
 
-    def reject_overdue(self, now: float) -> None:
-        """A function that is not done at its deadline is answered *rejected*, never *complete* (CONTRACTS 2)."""
-        for request in self.managements:
-            if now > request.deadline and not request.is_answered:
-                self.log(f"task management {request.initiator_task_tag:#x} is not done at its deadline: rejected")
-                request.is_answered = True
-                self._answer_management(request.initiator_task_tag, pdu.FUNCTION_REJECTED)
-                self.connection.tell(events.TaskManagementOverdue(self, request))
+    def plug(self, cmd_sn: int) -> None:
+        """Count an unseen command as received: should it still come, it is ignored."""
+        self.in_order(pdu.NopOut(cmd_sn=cmd_sn), self.window.reopen)
 
-    def answer_task_management(self, request: Management, response: int) -> None:
-        """A function is done: answer, unless its deadline already has."""
-        self.managements.remove(request)
-        if request.on_settled is not None:
-            request.on_settled()
-        if not request.is_answered:
-            self._answer_management(request.initiator_task_tag, response)
-
-    def _answer_management(self, initiator_task_tag: int, response: int) -> None:
-        if self.is_closed:
-            return
-        connection = self.connection
-        connection.send(
-            pdu.TaskManagementResponse(
-                response=response,
-                initiator_task_tag=initiator_task_tag,
-                stat_sn=connection.take_stat_sn(),
-                exp_cmd_sn=self.window.exp_cmd_sn,
-                max_cmd_sn=self.window.max_cmd_sn,
-            )
-        )
-        connection.owes_numbers = False
+    def count_as_received(self, end: int) -> None:
+        """Plug every number before ``end``."""
+        missing = [sn for sn in self.window.open_numbers if serial.is_before(sn, end) and sn not in self._held]
+        for cmd_sn in missing:
+            self.plug(cmd_sn)
 
     def release_place(self, header: pdu.Pdu) -> None:
         """A request that is no task gives its place back at once."""

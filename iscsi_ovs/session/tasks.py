@@ -84,19 +84,6 @@ class Task:
         self.data_out_bytes = _NEVER
 
 
-class Management:
-    """A task management function under way. Its tag may be used anew once it is answered; it itself is not."""
-
-    __slots__ = ("deadline", "initiator_task_tag", "is_answered", "lun", "on_settled")
-
-    def __init__(self, initiator_task_tag: int, lun: int, deadline: float) -> None:
-        self.initiator_task_tag = initiator_task_tag
-        self.lun = lun
-        self.deadline = deadline
-        self.is_answered = False  # by its deadline; what it waits for is still under way
-        self.on_settled: Callable[[], None] | None = None
-
-
 class TaskTable:
     """The tasks of one session by Initiator Task Tag, and the outstanding target transfer tags."""
 

@@ -105,6 +105,8 @@ def data_out(session: Session, header: pdu.DataOut) -> tuple[Task | None, Sequen
         or task.is_aborted
         or task.early_outcome is not None
     ):
+        if task is not None and task.is_aborted and task.transfers and header.flags & pdu.FINAL:
+            session.drained(task, header.target_transfer_tag)
         return None, sink(length)
     end = header.buffer_offset + length
     if header.target_transfer_tag == pdu.RESERVED_TAG:
@@ -149,7 +151,7 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
     if task.state is not State.RECEIVING:
         return
     if task.is_aborted:
-        session.drained(task)
+        session.drained(task, header.target_transfer_tag if header.flags & pdu.FINAL else None)
         return
     length: int = header.data_segment_length
     is_final = bool(header.flags & pdu.FINAL)

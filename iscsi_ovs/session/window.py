@@ -36,6 +36,11 @@ class CommandWindow:
     def open_places(self) -> int:
         return self.places - self.taken
 
+    @property
+    def open_numbers(self) -> list[int]:
+        """ExpCmdSN … MaxCmdSN."""
+        return [serial.add(self.exp_cmd_sn, ahead) for ahead in range(self.open_places)]
+
     def accepts(self, cmd_sn: int) -> bool:
         """True inside [ExpCmdSN, MaxCmdSN]; anything else is silently ignored (section 4.2.2.1)."""
         return ((cmd_sn - self.exp_cmd_sn) & serial.MASK) < ((self.max_cmd_sn - self.exp_cmd_sn + 1) & serial.MASK)

@@ -40,7 +40,7 @@ BOOLEANS = [
 ]
 OUR_NUMBERS = {
     "MaxConnections": 1, "MaxBurstLength": 16776192, "FirstBurstLength": 262144, "DefaultTime2Wait": 2,
-    "DefaultTime2Retain": 0, "MaxOutstandingR2T": 4, "ErrorRecoveryLevel": 0, "iSCSIProtocolLevel": 1,
+    "DefaultTime2Retain": 0, "MaxOutstandingR2T": 4, "ErrorRecoveryLevel": 0, "iSCSIProtocolLevel": 2,
 }  # fmt: skip
 OUR_BOOLEANS = {"InitialR2T": False, "ImmediateData": True, "DataPDUInOrder": True, "DataSequenceInOrder": True}
 NOT_NUMBERS = ["", " 1", "1 ", "-1", "+1", "1~", "1~2", "1,2", "0x", "x1", "0xg", "00", "01", "1e3", "1.0", "Yes",
@@ -152,15 +152,15 @@ def test_digests(name: str, said: str, answer: str) -> None:
     ("said", "answer"),
     [
         ("RFC3720", "RFC3720"),
-        ("FastAbort,ResponseFence,RFC3720", "RFC3720"),
-        ("FastAbort", "Reject"),
-        ("ResponseFence,FastAbort", "Reject"),
+        ("FastAbort,ResponseFence,RFC3720", "FastAbort"),
+        ("ResponseFence,FastAbort", "ResponseFence"),
+        ("Other", "Reject"),
     ],
 )
 def test_task_reporting(said: str, answer: str) -> None:
     back, parameters = operational_login([("TaskReporting", said)])
     assert back["TaskReporting"] == answer
-    assert parameters.task_reporting == "RFC3720"
+    assert parameters.task_reporting == (answer if answer != "Reject" else "RFC3720")
 
 
 @pytest.mark.parametrize("said", ["None", "CHAP,None", "None,CHAP", "SRP,KRB5,CHAP,None"])

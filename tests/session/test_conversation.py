@@ -192,16 +192,6 @@ def test_a_stuck_abort_is_rejected_at_its_deadline() -> None:
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("function", [2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 99])
-def test_other_task_management_is_not_supported(function: int) -> None:
-    """… until it is."""
-    talk = Conversation()
-    initiator = talk.login()
-    tag = initiator.tmf(function)
-    talk.run()
-    assert initiator.results[tag].response == pdu.FUNCTION_NOT_SUPPORTED
-
-
 def test_logout_waits_for_the_last_task() -> None:
     """The Logout Response says that nothing of the session can happen any more."""
     talk = Conversation()

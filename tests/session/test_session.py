@@ -93,14 +93,18 @@ class Peer(Conversation):
     def answer_one(self, index: int) -> None:
         r2t = self.unanswered.pop(index)
         result = self.initiator.results[r2t.initiator_task_tag]
-        if not result.is_complete and r2t.initiator_task_tag not in self.given_up:
-            self.initiator.answer(r2t)
+        if not result.is_complete and r2t.initiator_task_tag not in self.aborts.values():
+            self.initiator.answer(r2t)  # those of a task set that was aborted, too (section 4.2.3.3)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.happened(self.connection.tick(self.now))
 
     def happened(self, told: list[events.Event]) -> None:
         for event in told:
             if isinstance(event, scsi.Command):
                 self.machine.execute(self, event)
-            elif isinstance(event, events.LogicalUnitResetRequested):
+            elif isinstance(event, events.TaskManagementRequested):
                 self.machine.reset(self, event)
             else:
                 super().happened([event])
@@ -179,21 +183,21 @@ class Machine(RuleBasedStateMachine):
         else:
             session.complete(item.command, scsi.Outcome(transfer_bytes=item.length))
 
-    def reset(self, talk: Peer, event: events.LogicalUnitResetRequested) -> None:
+    def reset(self, talk: Peer, event: events.TaskManagementRequested) -> None:
         left = 1
 
         def one_done() -> None:
             nonlocal left
             left -= 1
             if not left:
-                event.session.answer_task_management(event.request, pdu.FUNCTION_COMPLETE)
+                event.session.management.answer(event.request, pdu.FUNCTION_COMPLETE)
 
         for peer in self.peers:
             assert peer.session is not None
             for task in peer.session.tasks:
                 peer.given_up.add(task.initiator_task_tag)
                 left += 1
-                peer.session.abort(task, one_done)
+                event.session.management.abort(task, one_done, is_own=peer.session is event.session)
         one_done()
 
     # What happens
@@ -244,6 +248,10 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def turn(self) -> None:
         self.space.serve()
+
+    @rule(number=st.integers(0, 1))
+    def a_second_passes(self, number: int) -> None:
+        self.peer(number).pass_time(1.0)
 
     @rule(number=st.integers(0, 1), pick=st.integers(0, 1000))
     def abort(self, number: int, pick: int) -> None:
@@ -314,6 +322,8 @@ class Machine(RuleBasedStateMachine):
                 while peer.unanswered:
                     peer.answer_one(0)
                     peer.move()
+                peer.pass_time(0.0)
+                peer.move()
             if not self.in_server and not self.space.has_waiters:
                 break
             while self.in_server:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.session.session import MANAGEMENT_LIMIT, Session
+from iscsi_ovs.session.management import MANAGEMENT_LIMIT
+from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.states import State
 from iscsi_ovs.testing.initiator import Initiator, encode
 from tests.session.conversation import BLOCK, Conversation, write_cdb
