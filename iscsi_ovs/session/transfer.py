@@ -153,6 +153,8 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
     if task.is_aborted:
         session.drained(task, header.target_transfer_tag if header.flags & pdu.FINAL else None)
         return
+    if task.early_outcome is not None:
+        return  # this very PDU was wrong, and its command has not had its turn
     length: int = header.data_segment_length
     is_final = bool(header.flags & pdu.FINAL)
     task.received_bytes += length

@@ -315,3 +315,19 @@ def test_a_window_that_an_abort_opens_again_is_told() -> None:
     told = [seen.header for seen in initiator.received if isinstance(seen.header, pdu.NopIn)]
     assert told[0].target_transfer_tag == pdu.RESERVED_TAG
     assert not any(initiator.results[tag].is_complete for tag in tags)
+
+
+def test_wrong_data_for_a_command_that_waits_for_its_turn() -> None:
+    """Decided when it comes, answered in its turn; the connection goes on."""
+    talk = Conversation()
+    initiator = talk.login()
+    ahead = initiator.cmd_sn + 1
+    initiator.raw(encode(write_header(initiator, 0x700, 8192, cmd_sn=ahead), b"h" * 4096))
+    initiator.data_out(0x700, b"h" * 512, offset=0, transfer_tag=0)
+    talk.run()
+    nop = initiator.nop_out(b"", immediate=False)
+    initiator.results[0x700] = initiator.results[nop].__class__(0x700)
+    initiator.cmd_sn += 1
+    talk.run()
+    assert initiator.results[0x700].status == scsi.CHECK_CONDITION
+    assert talk.connection.state is State.FULL_FEATURE
