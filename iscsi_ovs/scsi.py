@@ -135,9 +135,20 @@ UNIT_ATTENTION_KEY = 0x06
 MEDIUM_MAY_HAVE_CHANGED = (0x28, 0x00)  # NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
 POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: what a new nexus hears
 BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
+I_T_NEXUS_LOSS_OCCURRED = (0x29, 0x07)
 MODE_PARAMETERS_CHANGED = (0x2A, 0x01)
 CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
+COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = (0x2F, 0x00)
 REPORTED_LUNS_DATA_HAS_CHANGED = (0x3F, 0x0E)
+
+
+class Reset(enum.Enum):
+    """What resets a unit, and the unit attention that every nexus hears of it (SAM-5 6.3)."""
+
+    POWER_ON = (0x29, 0x01)  # POWER ON OCCURRED
+    HARD = (0x29, 0x02)  # SCSI BUS RESET OCCURRED
+    LOGICAL_UNIT = BUS_DEVICE_RESET_OCCURRED
+
 
 NACA = 0x04  # CONTROL byte: Normal ACA (SAM-5 5.2); no ACA here
 
@@ -356,6 +367,9 @@ class LogicalUnit:
         self._by_service_action: dict[tuple[int, int], Operation] = {}
         self._index_operations()
         self._nexuses: dict[int, Nexus] = {}  # by id(): a Nexus is mutable, so it has no hash
+        # What ends with a reset, or with a nexus (reservations, prevention of removal …), is told so by these.
+        self.on_reset: list[Callable[[Reset], None]] = []
+        self.on_nexus_lost: list[Callable[[Nexus], None]] = []
         # bound once: they go with every request
         self.finish_read: Callable[[block.Completion], Outcome] = self._finish_read
         self.finish_write: Callable[[block.Completion], Outcome] = self._finish_write
@@ -481,7 +495,9 @@ class LogicalUnit:
 
     def release(self, nexus: Nexus) -> None:
         """A session went. Unknown ones are no mistake: a login may end before it was established."""
-        self._nexuses.pop(id(nexus), None)
+        if self._nexuses.pop(id(nexus), None) is not None:
+            for forget in self.on_nexus_lost:
+                forget(nexus)
         nexus.attentions.pop(self, None)
 
     def raise_attention(self, code: tuple[int, int], but: Nexus | None = None) -> None:
@@ -549,13 +565,21 @@ class LogicalUnit:
             self.blocked_because is not None or not self.has_medium or self._sanitize_progress is not None
         )
 
-    def reset(self) -> None:
-        """LOGICAL UNIT RESET's part for SCSI: mode parameters as they were saved, and every nexus hears of it.
+    def reset(self, kind: Reset = Reset.LOGICAL_UNIT) -> None:
+        """A reset's part for SCSI: mode parameters as they were saved, and every nexus hears of it.
 
         The tasks are the transport's to abort, before this.
         """
         self.set_modes(self.saved_modes)
-        self.raise_attention(BUS_DEVICE_RESET_OCCURRED)
+        for forget in self.on_reset:
+            forget(kind)
+        self.raise_attention(kind.value)
+
+    def nexus_lost(self, nexus: Nexus) -> None:
+        """I_T NEXUS RESET's part: what is kept for this nexus only is forgotten, and it hears of that (SAM-5 6.3.4)."""
+        for forget in self.on_nexus_lost:
+            forget(nexus)
+        self.attend(nexus, I_T_NEXUS_LOSS_OCCURRED)
 
 
 # LUNs (SAM-5 4.7): eight bytes; the first two are the whole of it for single-level units.

@@ -56,7 +56,7 @@ class TargetServer:
         records = Records(core, self.disks, commands)
         self.members = Members(core, self.disks, records)
         self.nodes = Nodes(core, self.disks, self.members)
-        self.resets = Resets(self.disks, self.members)
+        self.resets = Resets(self.disks, self.members, commands)
         self.volume_server = VolumeServer(core, self.disks, self.members, records)
         self._execute = commands.execute  # bound once: on the path of every command
 
@@ -126,10 +126,10 @@ class TargetServer:
                 self._execute(event)
             elif isinstance(event, events.LoginOpened):
                 self._login_opened(connection, event)
-            elif isinstance(event, events.LogicalUnitResetRequested):
-                self.resets.reset(event)
+            elif isinstance(event, events.TaskManagementRequested):
+                self.resets.requested(event)
             elif isinstance(event, events.TaskManagementOverdue):
-                self.resets.stuck(event)
+                self.resets.overdue(event)
             elif isinstance(event, events.SessionClosed):
                 self.members.session_closed(event)
             elif isinstance(event, events.ConnectionClosed):

@@ -379,7 +379,10 @@ def test_a_reset_knows_a_unit_by_each_of_its_luns(house: House) -> None:
     house.run()
     (session,) = house.target.members.sessions()
     assert len(session.tasks) == 1
-    assert client.do(client.initiator.tmf(pdu.LOGICAL_UNIT_RESET)).response == pdu.FUNCTION_COMPLETE
+    reset = client.initiator.tmf(pdu.LOGICAL_UNIT_RESET)
+    house.run()
+    house.pass_time(3.0)  # R2Ts of the initiator that asks are waited for, a while
+    assert client.do(reset).response == pdu.FUNCTION_COMPLETE
     assert len(session.tasks) == 0
 
 

@@ -175,13 +175,14 @@ class TaskManagement:
         return self._session.parameters.task_reporting == FAST_ABORT
 
     def abort(self, task: Task, done: Callable[[], None], *, is_own: bool) -> None:
-        """End a task as part of a function over many; ``is_own``: of the session that asked for it.
+        """End a task of this session as part of a function over many; ``is_own``: this session has asked for it.
 
         Section 4.2.3.3: the target "MUST wait for responses on currently valid Target Transfer Tags of the affected
         tasks from the issuing initiator". Linux stops to send without having negotiated FastAbort, so that wait is
         bounded: nothing depends on it, because what still comes is drained.
         """
         session = self._session
+        assert task.session is session
         if is_own and not self.is_fast and task.transfers and not session.is_closed:
             self._draining.append((session.connection.now + DATA_GRACE_S, task))
             session.abort_when_drained(task, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,11 +14,11 @@ from iscsi_ovs.session.session import Session
 from iscsi_ovs.testing.initiator import Result, encode
 from tests.session.conversation import BLOCK, Conversation, read_cdb, write_cdb
 
-LEVEL_2 = {"iSCSIProtocolLevel": "2"}
+LEVEL_2: dict[str, Any] = {"iSCSIProtocolLevel": "2"}
 TARGETS_OWN = sorted(code for code, row in FUNCTIONS.items() if row.handler is None and row.refusal is None)
 
 
-def talk_at_level_2(**keys: str) -> Conversation:
+def talk_at_level_2(**keys: Any) -> Conversation:
     talk = Conversation()
     talk.login(**{**LEVEL_2, **keys})
     return talk
@@ -28,7 +29,7 @@ def session_of(talk: Conversation) -> Session:
     return talk.session
 
 
-def do(talk: Conversation, function: int, **fields: int) -> Result:
+def do(talk: Conversation, function: int, **fields: Any) -> Result:
     tag = talk.initiator.tmf(function, **fields)
     talk.run()
     return talk.initiator.results[tag]

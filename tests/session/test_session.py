@@ -197,7 +197,7 @@ class Machine(RuleBasedStateMachine):
             for task in peer.session.tasks:
                 peer.given_up.add(task.initiator_task_tag)
                 left += 1
-                event.session.management.abort(task, one_done, is_own=peer.session is event.session)
+                peer.session.management.abort(task, one_done, is_own=peer.session is event.session)
         one_done()
 
     # What happens
