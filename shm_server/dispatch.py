@@ -113,7 +113,7 @@ class Attachment:
 class _Task(Work):
     """An operation that is not done in the loop of ``serve``."""
 
-    __slots__ = ("_dispatcher", "attachment", "handle", "job", "opcode", "tag")
+    __slots__ = ("_dispatcher", "attachment", "handle", "job", "opcode", "source_handle", "tag")
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class _Task(Work):
         self.handle = handle
         self.opcode = opcode
         self.tag = tag
+        self.source_handle: Handle | None = None  # another one, whose fence discards us too
         self.job: Job | None = None
 
     def is_cancelled(self) -> bool:
@@ -139,9 +140,16 @@ class _Task(Work):
         if self.job is not None:
             self.job.cancel(OSError(errno.ECANCELED, "fenced"))
 
+    def copy_from(self, handle: Handle, offset: int) -> None:
+        self.source, self.source_offset = handle.volume, offset
+        if handle is not self.handle:
+            self.source_handle = handle
+
     def start(self, operation: Operation) -> None:
         self.attachment.in_flight += 1
         self.handle.tasks.add(self)
+        if self.source_handle is not None:
+            self.source_handle.tasks.add(self)
         self.job = Job(operation.perform(self), self._finished)
         self.job.start()
 
@@ -165,6 +173,8 @@ class _Task(Work):
         attachment.complete(self.tag, number, done_bytes or 0, self.detail)
         self._dispatcher.mark(attachment)
         handle.end_task(self)
+        if self.source_handle is not None:
+            self.source_handle.end_task(self)
         if attachment.is_gone and not attachment.in_flight:
             attachment.on_drained()
 
@@ -291,12 +301,15 @@ class Dispatcher:
                 self._fence(attachment, handle, tag, epoch)
                 return
             spans = entries.spans(operation.shape, attachment.slots_bytes, head, raw, at)
+            task = _Task(self, attachment, handle, head, spans)
+            if operation.shape.parts is entries.Parts.SOURCE:
+                task.copy_from(*entries.copy_source(attachment.handles, head, raw, at))
         except OSError as error:
             if error.errno != errno.ECANCELED:
                 attachment.complain("bad request %s on handle %d: %s", _name(opcode), number, error.strerror)
             attachment.complete(tag, error.errno or errno.EINVAL, 0)
             return
-        _Task(self, attachment, handle, head, spans).start(operation)
+        task.start(operation)
 
     def _fence(self, attachment: Attachment, handle: Handle, tag: int, epoch: int) -> None:
         attachment.in_flight += 1

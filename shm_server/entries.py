@@ -138,6 +138,19 @@ def _check_total(shape: Shape, part_count: int, total: int, length: int) -> None
         raise OSError(errno.EINVAL, f"parts of {total} bytes where {wanted} belong")
 
 
+def copy_source(handles: Mapping[int, Handle], head: Head, raw: bytes, at: int) -> tuple[Handle, int]:
+    """The handle and offset that a COPY reads from, checked as its own."""
+    part_count, length = head[2], head[7]
+    if part_count != layout.COPY_SOURCE_PARTS:
+        raise OSError(errno.EINVAL, f"{part_count} parts where a source is named by {layout.COPY_SOURCE_PARTS}")
+    offset, number, epoch, *zeros = layout.COPY_SOURCE.unpack_from(raw, at * _ENTRY_BYTES + layout.PARTS_OFFSET)
+    handle = find_handle(handles, number, reads=True, writes=False)
+    check_epoch(handle, epoch)
+    if any(zeros) or offset + length >= 1 << 63:
+        raise OSError(errno.EINVAL, f"a source of {length} bytes at {offset}, {zeros}")
+    return handle, offset
+
+
 class Payload:
     """The bytes in the slots of a request, read by pread and never by a slice of the mapping."""
 

@@ -13,7 +13,7 @@ from shm_server.abi import layout
 from shm_server.abi.layout import Opcode
 from shm_server.entries import Parts, Payload, Shape, Span
 from shm_server.runtime import Suspension
-from shm_server.volumes import compound
+from shm_server.volumes import compound, copying
 from shm_server.volumes.volume import MAX_WRITE_SAME_BYTES, Volume
 
 _FUA = layout.FLAG_FUA
@@ -23,7 +23,9 @@ _NO_UNMAP = layout.FLAG_NO_UNMAP
 class Work:
     """One checked request. ``detail`` is the completion's, set by whoever has something to say."""
 
-    __slots__ = ("detail", "flags", "length", "offset", "slots", "slots_fd", "spans", "volume")
+    __slots__ = (
+        "detail", "flags", "length", "offset", "slots", "slots_fd", "source", "source_offset", "spans", "volume",
+    )  # fmt: skip
 
     def __init__(
         self, volume: Volume, flags: int, offset: int, length: int, slots: memoryview, slots_fd: int, spans: list[Span]
@@ -36,6 +38,8 @@ class Work:
         self.slots_fd = slots_fd
         self.spans = spans
         self.detail = 0
+        self.source: Volume | None = None  # of a COPY
+        self.source_offset = 0
 
     def is_cancelled(self) -> bool:
         """A fence has come."""
@@ -129,6 +133,11 @@ async def _or_write(work: Work) -> int:
     )
 
 
+async def _copy(work: Work) -> int:
+    assert work.source is not None
+    return await copying.copy(work.source, work.source_offset, work.volume, work.offset, work.length, work.is_cancelled)
+
+
 async def _nothing(work: Work) -> int:
     raise AssertionError("a fence is the dispatcher's")
 
@@ -153,6 +162,7 @@ OPERATIONS: dict[int, Operation] = {
     Opcode.COMPARE:           Operation(Shape(Parts.DATA_OR_PATTERN, reads=True), _compare),
     Opcode.COMPARE_AND_WRITE: Operation(Shape(Parts.TWICE, _FUA, True, True, _MAX_CAW), _compare_and_write),
     Opcode.EXTENTS:           Operation(Shape(Parts.NONE), _extents),
+    Opcode.COPY:              Operation(Shape(Parts.SOURCE, 0, False, True, copying.MAX_COPY_BYTES), _copy),
     Opcode.OR_WRITE:          Operation(Shape(Parts.DATA, _FUA, True, True), _or_write),
 }
 # fmt: on

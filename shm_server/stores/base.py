@@ -20,6 +20,7 @@ class Store(Protocol):
     """
 
     can_discard: bool
+    descriptor: int  # a file that has the bytes at the same offsets, for copy_file_range(2); -1: none
     inline_bytes: int  # punch, zero and fill of up to so many bytes may run inline; 0: on a thread
     is_sync_instant: bool  # sync() has nothing to wait for: it may run inline
 
@@ -37,6 +38,10 @@ class Store(Protocol):
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         """Write ordinary memory (WRITE SAME, zeros); as write(), but never counted as a client's write."""
+        ...
+
+    def copy_from(self, source: Store, source_offset: int, offset: int, length: int) -> None:
+        """Write bytes of another store (or of this one, where the ranges share none), if need be by a buffer."""
         ...
 
     def punch(self, offset: int, length: int) -> None:
@@ -113,3 +118,12 @@ def views_until(views: Views, length: int) -> list[memoryview]:
         head.append(view[:length] if len(view) > length else view)
         length -= len(view)
     return head
+
+
+def copy_by_buffer(target: Store, source: Store, source_offset: int, offset: int, length: int) -> None:
+    """Store.copy_from for any two stores."""
+    buffer = memoryview(bytearray(min(length, INLINE_BYTES)))
+    for at in range(0, length, INLINE_BYTES):
+        piece = buffer[: length - at]
+        source.read((piece,), source_offset + at)
+        target.fill(piece, offset + at)

@@ -47,6 +47,7 @@ class DelayStore:
         self._lock = threading.Lock()
         operations = {operation for rule in rules for operation in rule.operations}
         self.can_discard = store.can_discard
+        self.descriptor = -1 if "read" in operations else store.descriptor  # so that copies come by read()
         self.inline_bytes = 0 if operations & {"discard", "write"} else store.inline_bytes
         self.is_sync_instant = store.is_sync_instant and "flush" not in operations
 
@@ -92,6 +93,10 @@ class DelayStore:
     def fill(self, pattern: memoryview, offset: int) -> int:
         self._obey("write", offset, len(pattern))
         return self._store.fill(pattern, offset)
+
+    def copy_from(self, source: Store, source_offset: int, offset: int, length: int) -> None:
+        self._obey("write", offset, length)
+        self._store.copy_from(source, source_offset, offset, length)
 
     def punch(self, offset: int, length: int) -> None:
         self._obey("discard", offset, length)

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from functools import partial
 
 from shm_server.stores import linux
-from shm_server.stores.base import INLINE_BYTES, Views, views_after
+from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after
+
+# copy_file_range between file systems that won't, or of a kernel without it.
+_CANNOT_COPY = frozenset((errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS))
 
 MAX_INLINE_WRITE_BYTES = 64 << 10
 DIRTY_BUDGET_BYTES = 64 << 20
@@ -26,7 +29,7 @@ class DescriptorStore:
     can_discard = True
 
     def __init__(self, fd: int, *, is_memory: bool) -> None:
-        self.fd = fd
+        self.fd = self.descriptor = fd
         self._dirty_bytes = 0
         self.is_sync_instant = is_memory
         self.inline_bytes = INLINE_BYTES if is_memory else 0
@@ -77,6 +80,24 @@ class DescriptorStore:
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         return self.write((pattern,), offset)
+
+    def copy_from(self, source: Store, source_offset: int, offset: int, length: int) -> None:
+        done = 0
+        while source.descriptor >= 0 and done < length:
+            try:
+                count = os.copy_file_range(
+                    source.descriptor, self.fd, length - done, source_offset + done, offset + done
+                )
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY:
+                    raise
+                break
+            if count == 0:
+                break  # the source ends here: reading it says so
+            done += count
+        self._dirty_bytes += done
+        if done < length:
+            copy_by_buffer(self, source, source_offset + done, offset + done, length - done)
 
     def punch(self, offset: int, length: int) -> None:
         try:
@@ -130,7 +151,7 @@ class DescriptorStore:
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-            self.fd = -1
+            self.fd = self.descriptor = -1
 
 
 def _nothing_now(_views: Views, _offset: int) -> int:

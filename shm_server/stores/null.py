@@ -18,6 +18,7 @@ class NullStore:
     """Zeros come from /dev/zero, so that a read costs its copy into the slot and faults as any other."""
 
     can_discard = True
+    descriptor = -1
     inline_bytes = INLINE_BYTES
     is_sync_instant = True
     dirty_bytes = 0
@@ -37,6 +38,9 @@ class NullStore:
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         return len(pattern)
+
+    def copy_from(self, source: Store, source_offset: int, offset: int, length: int) -> None:
+        pass
 
     def punch(self, offset: int, length: int) -> None:
         pass

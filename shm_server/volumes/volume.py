@@ -123,6 +123,10 @@ class Volume:
         if self.ranges.is_guarded:
             with self.ranges.claim(Claim.READ, offset, length) as claim:
                 await claim
+        return await self.find_extent(offset, length)
+
+    async def find_extent(self, offset: int, length: int) -> tuple[bool, int]:
+        """The same for whoever has a claim, and has checked the range."""
         return await self._extents.find(offset, length)
 
     async def flush(self) -> None:
@@ -232,6 +236,25 @@ class Volume:
             self.store.fill(piece, offset)
         else:
             await Call(self.runtime, self._lane, partial(self.store.fill, piece, offset))
+
+    async def clear(self, offset: int, length: int) -> None:
+        """Make a range of moderate length read zeros, its space given back where that can be; as fill()."""
+        if not self.store.can_discard:
+            for at in range(0, length, WRITE_STEP_BYTES):
+                await self.fill(_ZEROS[: length - at], offset + at)
+        elif length <= self.store.inline_bytes:
+            self.punch(offset, length)
+        else:
+            with self._extents.giving_back():
+                await Call(self.runtime, self._lane, partial(self.store.punch, offset, length))
+
+    async def copy_from(self, source: Volume, source_offset: int, offset: int, length: int) -> None:
+        """A step of a COPY; the caller has claims on both ranges, which share no byte."""
+        copy = partial(self.store.copy_from, source.store, source_offset, offset, length)
+        if min(self.store.inline_bytes, source.store.inline_bytes) >= length:
+            copy()
+        else:
+            await Call(self.runtime, self._lane, copy)
 
     # Checks ---------------------------------------------------------------------------------------------------------
 
