@@ -24,6 +24,8 @@ def compare_and_write(unit: LogicalUnit, command: Command) -> Execution:
         raise invalid_field(13)
     sbc.check_range(unit, fields.lba, fields.blocks)
     if fields.blocks == 0:
+        if command.data_out_bytes:
+            raise invalid_field(13)  # 256 blocks, cut to what the field can say
         return Outcome()
     length_bytes = fields.blocks * unit.block_bytes
     # Neither less nor more: an initiator that sent more meant another number of blocks than its CDB says.

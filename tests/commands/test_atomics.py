@@ -58,9 +58,11 @@ def test_compare_and_write_that_differs(disk: Bench, at: int) -> None:
 
 
 def test_compare_and_write_of_no_blocks(disk: Bench) -> None:
-    """No error up to the capacity itself."""
+    """No error up to the capacity itself; with data it was 256 blocks, which the field can't say."""
     for lba in (0, CAPACITY):
         assert disk.execute(compare_and_write(lba, 0)) == scsi.Outcome()
+        outcome = disk.execute(compare_and_write(lba, 0), data_out=bytes(512 * BLOCK))
+        assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (13, None))
     for lba, blocks in ((CAPACITY + 1, 0), (CAPACITY, 1), (CAPACITY - 1, 2), ((1 << 64) - 1, 255)):
         assert code(disk.execute(compare_and_write(lba, blocks), data_out=bytes(4 * BLOCK))) == OUT_OF_RANGE
     assert disk.device.log == []
