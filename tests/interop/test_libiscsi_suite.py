@@ -15,25 +15,37 @@ from tests.interop.serving import Serve
 pytestmark = pytest.mark.interop
 
 FAMILIES = (
+    "CompareAndWrite",
     "Inquiry",
     "iSCSIResiduals",
     "iSCSIcmdsn",
     "iSCSIdatasn",
     "Mandatory",
     "ModeSense6",
+    "OrWrite",
+    "Prefetch10",
+    "Prefetch16",
     "Read6",
     "Read10",
     "Read12",
     "Read16",
     "ReadCapacity10",
     "ReadCapacity16",
+    "ReadDefectData10",
+    "ReadDefectData12",
     "TestUnitReady",
     "Unmap",
+    "Verify10",
+    "Verify12",
+    "Verify16",
     "Write10",
     "Write12",
     "Write16",
     "WriteSame10",
     "WriteSame16",
+    "WriteVerify10",
+    "WriteVerify12",
+    "WriteVerify16",
 )
 
 # WriteSame16.Unmap writes 32 MiB with one WRITE(16) where the disk has them, whatever MAXIMUM TRANSFER LENGTH says.
