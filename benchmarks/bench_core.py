@@ -86,6 +86,9 @@ class Volumes:
 class NoDriver:
     """Sockets that nobody has."""
 
+    def listen(self, address: Address, inherited_fd: int | None = None) -> Address:
+        return address
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_: None
 
@@ -97,7 +100,9 @@ class Bench:
         self.target.core.driver = NoDriver()  # type: ignore[assignment]
         self.target.volume_server.connect()
         self.volumes.on_attached([INFO])
-        self.connection = self.target.connected("bench", Address("127.0.0.1", 3260), 0.0)
+        portal = Address("127.0.0.1", 3260)
+        self.target.listen(portal)
+        self.connection = self.target.connected("127.0.0.1:1", portal, 0.0, portal)
         self.initiator = Initiator()
         self.initiator.login(Settings().iqn("bench"))
         self._exchange()

@@ -26,6 +26,7 @@ from iscsi_ovs.errors import ConfigurationError, Error
 if TYPE_CHECKING:
     from iscsi_ovs.net.portal import Address
     from iscsi_ovs.shm_client import Context, VolumeStat
+    from iscsi_ovs.targets.nodes import Node
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_BUSY, EXIT_UNREACHABLE = 1, 2, 3, 4, 5
 DEFAULT_PORTAL = "127.0.0.1:3260"
@@ -249,8 +250,9 @@ def target(
             os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    def served(server: targets.TargetServer, iqn: str) -> None:
-        _say(f"ready iscsi://{settings.advertise or server.portals[0]}/{iqn}/0")
+    def served(server: targets.TargetServer, node: Node) -> None:
+        for lun in sorted(node.router.units):
+            _say(f"ready iscsi://{settings.advertise or server.portals[0]}/{node.iqn}/{lun}")
 
     server = targets.assemble(service, settings, ready, served)
     for number, address in enumerate(addresses):

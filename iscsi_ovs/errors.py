@@ -5,6 +5,7 @@
     │   ├── PduError           this PDU is refused by a Reject, the connection goes on
     │   ├── ConnectionAbortError   this connection is closed (framing is lost, or the RFC says so)
     │   └── LoginError         the login is refused with a Status-Class and Status-Detail, then closed
+    │       └── RedirectError  … because the target is at another address now
     ├── CheckCondition         SCSI says no: status, sense; leaves at LogicalUnit.execute (defined in scsi)
     └── ConfigurationError     an operator's words; names file, key or option; leaves at the command line
 
@@ -42,6 +43,14 @@ class LoginError(ProtocolError):
         super().__init__(message)
         self.status_class = status_class
         self.status_detail = status_detail
+
+
+class RedirectError(LoginError):
+    """The login is sent elsewhere (0101, target moved temporarily): ``address`` goes with it as TargetAddress."""
+
+    def __init__(self, address: str, message: str) -> None:
+        super().__init__(0x01, 0x01, message)
+        self.address = address
 
 
 class ConfigurationError(Error):

@@ -107,6 +107,7 @@ class Nexus:
     relative_port: int = 1
     router: TaskRouter | None = None  # the LUN map that it sees; set by TaskRouter.establish
     devices: dict[LogicalUnit, block.Device] = field(default_factory=dict)  # while the session holds them
+    write_protected: set[LogicalUnit] = field(default_factory=set)  # by its LUN map: others may write there
     # pending unit attentions (ASC, ASCQ), first in first out; filled by LogicalUnit.establish
     attentions: dict[LogicalUnit, list[tuple[int, int]]] = field(default_factory=dict)
     # what became of its EXTENDED COPYs, by list identifier (commands.xcopy)
@@ -353,7 +354,7 @@ class LogicalUnit:
         self.identity = identity
         self.limits = limits or Limits()
         self.personality = personality or Personality()
-        self.is_read_only = self.personality.is_read_only
+        self._is_read_only = self._is_guarded = self.personality.is_read_only
         self.peripheral = peripheral
         self.default_modes = self.saved_modes = self.modes = Modes(write_cache=self.personality.write_cache)
         self.blocked_because: str | None = None
@@ -426,7 +427,7 @@ class LogicalUnit:
                 if device is None:
                     raise CheckCondition(NOT_READY)
                 command.device = device
-                if self.is_read_only and operation.writes:
+                if self._is_guarded and operation.writes and self.is_write_protected(command.nexus):
                     raise CheckCondition(WRITE_PROTECTED)
             return operation.handler(self, command)
         except CheckCondition as condition:
@@ -492,6 +493,7 @@ class LogicalUnit:
         """A session came: it hears of power on first (SAM-5 5.14)."""
         self._nexuses[id(nexus)] = nexus
         nexus.attentions[self] = [POWER_ON_OCCURRED]
+        self._guard()
 
     def release(self, nexus: Nexus) -> None:
         """A session went. Unknown ones are no mistake: a login may end before it was established."""
@@ -499,6 +501,7 @@ class LogicalUnit:
             for forget in self.on_nexus_lost:
                 forget(nexus)
         nexus.attentions.pop(self, None)
+        self._guard()
 
     def raise_attention(self, code: tuple[int, int], but: Nexus | None = None) -> None:
         """Establish a unit attention condition on every nexus, ``but`` one."""
@@ -511,6 +514,26 @@ class LogicalUnit:
         pending = nexus.attentions.setdefault(self, [])
         if code not in pending:
             pending.append(code)
+
+    # Write protection -------------------------------------------------------------------------------------------
+
+    @property
+    def is_read_only(self) -> bool:
+        """Nobody may write. What a nexus may not by its LUN map is the nexus' (``write_protected``)."""
+        return self._is_read_only
+
+    @is_read_only.setter
+    def is_read_only(self, is_read_only: bool) -> None:
+        self._is_read_only = is_read_only
+        self._guard()
+
+    def is_write_protected(self, nexus: Nexus) -> bool:
+        """May this nexus not write?"""
+        return self._is_read_only or self in nexus.write_protected
+
+    def _guard(self) -> None:
+        """One flag for the gate: is there anybody who may not write?"""
+        self._is_guarded = self._is_read_only or any(self in nexus.write_protected for nexus in self._nexuses.values())
 
     # Records ----------------------------------------------------------------------------------------------------
 

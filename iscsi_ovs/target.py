@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from iscsi_ovs import scsi
 from iscsi_ovs.config.sections import DEFAULT_IQN_PREFIX
-from iscsi_ovs.errors import LoginError
-from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.driver import Driver
 from iscsi_ovs.net.portal import Address
@@ -25,14 +22,14 @@ from iscsi_ovs.shm_client import Service
 from iscsi_ovs.targets.commands import Commands
 from iscsi_ovs.targets.core import (
     NOT_FOUND,
-    PORTAL_GROUP_TAG,
-    SERVICE_UNAVAILABLE,
     Core,
     Settings,
 )
 from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
-from iscsi_ovs.targets.nodes import Nodes
+from iscsi_ovs.targets.nodes import Node, Nodes
+from iscsi_ovs.targets.portals import Portals
+from iscsi_ovs.targets.reception import Reception
 from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
 from iscsi_ovs.targets.volume_server import VolumeServer
@@ -50,7 +47,7 @@ class TargetServer:
         core.driver = Driver(self, service, clock)
         core.happened = self.happened
         self.space = core.space
-        self.portals: list[Address] = []
+        self._portals = Portals(core)
         self.disks = Disks(core)
         commands = Commands(core.space)
         records = Records(core, self.disks, commands)
@@ -64,7 +61,12 @@ class TargetServer:
 
     def listen(self, address: Address, inherited_fd: int | None = None) -> None:
         """Accept connections on a portal; ``inherited_fd`` is a socket that listens there already."""
-        self.portals.append(self.core.driver.listen(address, inherited_fd))
+        self._portals.add(address, inherited_fd)
+
+    @property
+    def portals(self) -> list[Address]:
+        """Where connections are accepted."""
+        return self._portals.addresses
 
     def run(self) -> None:
         """Serve until stop(), or until the volume server refuses us for good before we ever served (``refusal``)."""
@@ -86,38 +88,15 @@ class TargetServer:
         """Why run() ended, where the volume server will never have us."""
         return self.volume_server.refusal
 
-    # Surroundings of a connection ------------------------------------------------------------------------------
+    # What happens on connections -------------------------------------------------------------------------------
 
-    def connected(self, peer: str, local: Address, now: float) -> Connection:
-        """A TCP connection was accepted."""
-        connection = Connection(self, PORTAL_GROUP_TAG, now, peer)
+    def connected(self, peer: str, local: Address, now: float, at: Address) -> Connection:
+        """A TCP connection was accepted ``at`` a portal."""
+        reception = Reception(self.core, self.nodes, self._portals, at, peer)
+        connection = Connection(reception, reception.tag, now, peer)
         connection.local = local
         connection.on_log = lambda message: logger.warning("%s: %s", peer, message)
         return connection
-
-    def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
-        """SendTargets: the address that the initiator reached us at is one it can reach (unless told otherwise)."""
-        address = self.core.settings.advertise or connection.local
-        return [(iqn, [f"{address},{PORTAL_GROUP_TAG}"]) for iqn in self.nodes.names()]
-
-    def check_target(self, name: str) -> None:
-        if not self.core.is_known:
-            # Not "not found": Linux gives a session up for that, and this one may have outlived our predecessor.
-            raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")
-        if self.nodes.find(name) is None:
-            raise LoginError(*NOT_FOUND, f"no target {name!r}")
-
-    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
-        """How an initiator proves itself to a target (None: in discovery)."""
-        return OPEN
-
-    def random_bytes(self, count: int) -> bytes:
-        return secrets.token_bytes(count)
-
-    def output_ready(self, connection: Connection) -> None:
-        self.core.driver.output_ready(connection)
-
-    # What happened on a connection -----------------------------------------------------------------------------
 
     def happened(self, connection: Connection, told: list[events.Event]) -> None:
         """Act on a connection's events, in order."""
@@ -142,6 +121,7 @@ class TargetServer:
 
     def tick(self, now: float) -> None:
         """Once a second."""
+        self.members.tick()
 
     def _login_opened(self, connection: Connection, event: events.LoginOpened) -> None:
         if event.parameters.is_discovery:
@@ -163,9 +143,9 @@ def assemble(
     service: Service,
     settings: Settings,
     on_ready: Callable[[TargetServer], None],
-    on_served: Callable[[TargetServer, str], None],
+    on_served: Callable[[TargetServer, Node], None],
 ) -> TargetServer:
-    """A target on a volume server. ``on_ready``: logins are accepted; ``on_served``: an IQN is there, from then on."""
+    """A target on a volume server. ``on_ready``: logins are accepted; ``on_served``: a node is there, from then on."""
     target = TargetServer(service, Clock(), settings)
 
     def ready() -> None:
@@ -173,5 +153,5 @@ def assemble(
         on_ready(target)
 
     target.volume_server.on_ready = ready
-    target.nodes.on_served = lambda iqn: on_served(target, iqn)
+    target.nodes.on_served = lambda node: on_served(target, node)
     return target

@@ -178,9 +178,9 @@ def _values(unit: scsi.LogicalUnit, row: ModePage, control: int) -> bytes:
     return page
 
 
-def device_specific(unit: scsi.LogicalUnit) -> int:
+def device_specific(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> int:
     """SBC-3 6.4.1."""
-    return (WP if unit.is_read_only else 0) | DPOFUA
+    return (WP if unit.is_write_protected(nexus) else 0) | DPOFUA
 
 
 def block_descriptor(unit: scsi.LogicalUnit, is_long: bool) -> bytes:

@@ -108,7 +108,7 @@ def mode_sense_6(unit: LogicalUnit, command: Command) -> Execution:
     descriptor = b"" if fields.flags & cdb.DBD else mode_pages.block_descriptor(unit, is_long=False)
     header = mode_pages.Header6(
         mode_data_length=mode_pages.Header6.SIZE - 1 + len(descriptor) + len(pages),
-        device_specific=mode_pages.device_specific(unit),
+        device_specific=mode_pages.device_specific(unit, command.nexus),
         block_descriptor_length=len(descriptor),
     )
     return answer(header.pack() + descriptor + pages, fields.allocation_length)
@@ -121,7 +121,7 @@ def mode_sense_10(unit: LogicalUnit, command: Command) -> Execution:
     descriptor = b"" if fields.flags & cdb.DBD else mode_pages.block_descriptor(unit, is_long)
     header = mode_pages.Header10(
         mode_data_length=mode_pages.Header10.SIZE - 2 + len(descriptor) + len(pages),
-        device_specific=mode_pages.device_specific(unit),
+        device_specific=mode_pages.device_specific(unit, command.nexus),
         flags_4=mode_pages.LONGLBA if is_long and descriptor else 0,
         block_descriptor_length=len(descriptor),
     )

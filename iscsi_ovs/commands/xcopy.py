@@ -44,6 +44,7 @@ class _Target(NamedTuple):
 
     unit: LogicalUnit
     device: block.Device
+    is_write_protected: bool
 
 
 class _Segment(NamedTuple):
@@ -115,7 +116,9 @@ def _targets(nexus: Nexus, data: bytes) -> list[_Target]:
         raise _invalid_parameter(2)
     if len(data) > descriptors.MAX_TARGET_DESCRIPTORS * _TARGET_BYTES:
         raise CheckCondition(sense.TOO_MANY_TARGET_DESCRIPTORS)
-    known = {vpd.naa(unit): _Target(unit, device) for unit, device in nexus.devices.items()}
+    known = {
+        vpd.naa(unit): _Target(unit, device, unit.is_write_protected(nexus)) for unit, device in nexus.devices.items()
+    }
     targets = []
     for at in range(0, len(data), _TARGET_BYTES):
         descriptor = descriptors.IdentificationTarget.unpack_from(data, at)
@@ -175,7 +178,7 @@ def _segment(targets: list[_Target], descriptor: descriptors.BlockToBlock, at: i
         if lba + length_bytes // block_bytes > target.unit.capacity_blocks:
             raise CheckCondition(sense.COPY_ABORTED)
         offsets.append(lba * block_bytes)
-    if destination.unit.is_read_only:
+    if destination.is_write_protected:
         raise CheckCondition(Sense(sense.COPY_ABORTED_KEY, *sense.WRITE_PROTECTED[1:]))
     if source.unit.is_obstructed or destination.unit.is_obstructed:
         raise CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)

@@ -53,7 +53,7 @@ class Storage(Protocol):
 class Owner(Protocol):
     """The target behind the loop."""
 
-    def connected(self, peer: str, local: portal.Address, now: float) -> Connection: ...
+    def connected(self, peer: str, local: portal.Address, now: float, at: portal.Address) -> Connection: ...
     def happened(self, connection: Connection, told: list[events.Event]) -> None: ...
     def turn(self) -> None: ...
     def tick(self, now: float) -> None: ...
@@ -85,6 +85,7 @@ class Driver:
         self._by_connection: dict[Connection, Channel] = {}
         self._others: dict[int, Callable[[int], None]] = {}
         self._listeners: dict[int, socket.socket] = {}
+        self._portals: dict[int, portal.Address] = {}  # by listener: what was asked for, with its real port
         self._dirty: list[Connection] = []
         self._is_stopping = False
         self._next_tick = 0.0
@@ -100,7 +101,16 @@ class Driver:
         listener.setblocking(False)
         self._listeners[listener.fileno()] = listener
         self._epoll.register(listener.fileno(), _READ)
-        return portal.Address(address.host, listener.getsockname()[1])
+        real = portal.Address(address.host, listener.getsockname()[1])
+        self._portals[listener.fileno()] = real
+        return real
+
+    def unlisten(self, address: portal.Address) -> None:
+        """Accept no more connections at what listen() returned; those that are accepted live on."""
+        for fd in [fd for fd, real in self._portals.items() if real == address]:
+            del self._portals[fd]
+            self._epoll.unregister(fd)
+            self._listeners.pop(fd).close()
 
     def watch(self, fd: int, callback: Callable[[int], None], mask: int = _READ) -> None:
         """Call back with the event mask when a descriptor is ready."""
@@ -230,7 +240,8 @@ class Driver:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             local = sock.getsockname()
             name = str(portal.reached_at(peer[0], peer[1]))
-            connection = self.owner.connected(name, portal.reached_at(local[0], local[1]), self.clock.now())
+            ours = portal.reached_at(local[0], local[1])
+            connection = self.owner.connected(name, ours, self.clock.now(), self._portals[listener.fileno()])
             channel = Channel(sock, connection)
             self._channels[channel.fd] = channel
             self._by_connection[connection] = channel
@@ -239,7 +250,12 @@ class Driver:
     def _pause_listening(self, listener: socket.socket) -> None:
         """No descriptors left: a level-triggered listener would spin; look again in a second."""
         self._epoll.modify(listener.fileno(), 0)
-        self.clock.call_later(TICK_S, lambda: self._epoll.modify(listener.fileno(), _READ))
+
+        def look_again() -> None:
+            if listener.fileno() in self._listeners:
+                self._epoll.modify(listener.fileno(), _READ)
+
+        self.clock.call_later(TICK_S, look_again)
 
     def _channel_ready(self, channel: Channel, mask: int) -> None:
         if channel.is_draining:

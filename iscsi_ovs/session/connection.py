@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.errors import ConnectionAbortError, LoginError, PduError
+from iscsi_ovs.errors import ConnectionAbortError, LoginError, PduError, RedirectError
 from iscsi_ovs.login.fullfeature import TextExchange
 from iscsi_ovs.login.keys import Offer, Parameters
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.login.stages import Login
+from iscsi_ovs.login.text import join
 from iscsi_ovs.session import events, plain, transfer
 from iscsi_ovs.session.digest import DigestFraming, DigestOutbox
 from iscsi_ovs.session.framing import Framing, sink
@@ -135,7 +136,8 @@ class Connection:
     def _end_by(self, error: LoginError | ConnectionAbortError) -> None:
         """The one exit of protocol errors that end a connection."""
         if isinstance(error, LoginError):
-            self._refuse(error.status_class, error.status_detail, str(error))
+            keys = [("TargetAddress", error.address)] if isinstance(error, RedirectError) else []
+            self._refuse(error.status_class, error.status_detail, str(error), join(keys))
         else:
             self._end(f"protocol error: {error}", is_error=True)
 
@@ -392,13 +394,13 @@ class Connection:
         self._refuse(status_class, status_detail, reason)
         return self._take_events()
 
-    def _refuse(self, status_class: int, status_detail: int, reason: str) -> None:
+    def _refuse(self, status_class: int, status_detail: int, reason: str, text: bytes = b"") -> None:
         if self._login_request is None:
             self._login_request = self._header
         if isinstance(self._login_request, pdu.LoginRequest):
             request = self._login_request
             self._send_login_response(
-                0, b"", 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
+                0, text, 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
             )
         self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=True)
 

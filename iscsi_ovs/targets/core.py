@@ -15,11 +15,11 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.shm_client import Service
 
-PORTAL_GROUP_TAG = 1
-
 # Login statuses (RFC 7143 section 11.13.5)
 NOT_FOUND = (0x02, 0x03)
+AUTHORIZATION_FAILURE = (0x02, 0x02)
 SERVICE_UNAVAILABLE = (0x03, 0x01)
+OUT_OF_RESOURCES = (0x03, 0x02)
 
 
 @dataclass(frozen=True, slots=True)

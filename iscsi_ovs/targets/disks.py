@@ -30,6 +30,7 @@ class Holding:
 
     member: Member
     disk: Disk
+    is_read_only: bool = False  # as its LUN map says
     device: DeviceHandle | None = None
     is_opening: bool = False  # the volume server has an Open of ours that it has not answered
     is_needed: bool = False  # the session serves commands: without a handle the unit is BUSY
@@ -57,6 +58,7 @@ class Disks:
         self._core = core
         self._by_uuid: dict[str, Disk] = {}
         self._by_unit: dict[scsi.LogicalUnit, Disk] = {}
+        self.personality: Callable[[str], scsi.Personality] = _plain  # by the volume's name
         self.on_served: Callable[[Disk], None] = _nobody
         self.on_withdrawn: Callable[[Disk, str], None] = _nobody_either
 
@@ -86,7 +88,8 @@ class Disks:
         if namesake is not None:
             self.withdraw(namesake, "another volume has its name now")
         identity = scsi.Identity(volume_name=info.name, uuid_hex=info.uuid)
-        unit = scsi.LogicalUnit(COMMAND_SET, identity, block.Geometry(info.size_bytes, generation=info.generation))
+        geometry = block.Geometry(info.size_bytes, generation=info.generation)
+        unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
         disk = Disk(info, unit)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
         self.on_served(disk)
@@ -123,6 +126,10 @@ class Disks:
     def settle_all(self) -> None:
         for disk in self:
             self.settle(disk)
+
+
+def _plain(volume: str) -> scsi.Personality:
+    return scsi.Personality()
 
 
 def _nobody(disk: Disk) -> None:

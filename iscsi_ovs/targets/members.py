@@ -17,9 +17,11 @@ from iscsi_ovs import scsi
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.session import Session
+from iscsi_ovs.session.tasks import Task
 from iscsi_ovs.shm_client import DeviceHandle
-from iscsi_ovs.targets.core import PORTAL_GROUP_TAG, SERVICE_UNAVAILABLE, Core
-from iscsi_ovs.targets.disks import Disks, Holding
+from iscsi_ovs.targets.core import OUT_OF_RESOURCES, SERVICE_UNAVAILABLE, Core
+from iscsi_ovs.targets.disks import Disk, Disks, Holding
+from iscsi_ovs.targets.maps import LunMap
 from iscsi_ovs.targets.records import Records
 
 if TYPE_CHECKING:
@@ -38,18 +40,26 @@ class Member:
     """A normal session of a node, or a login on its way to be one."""
 
     node: Node
+    map: LunMap
     nexus: scsi.Nexus
     connection: Connection
     session: Session | None = None
-    holdings: list[Holding] = field(default_factory=list)
+    holdings: list[Holding] = field(default_factory=list)  # of every disk in its map
+    retired: list[Holding] = field(default_factory=list)  # of disks that have left it: closed when their tasks are done
     is_leaving: bool = False
     is_closing: bool = False  # its handles are being closed, or were
     on_gone: list[Callable[[], None]] = field(default_factory=list)
 
     @property
-    def port(self) -> tuple[str, bytes]:
-        """The initiator port: who reinstates whom."""
-        return self.nexus.initiator_name, self.nexus.isid
+    def router(self) -> scsi.TaskRouter:
+        """What routes its commands."""
+        return self.map.router
+
+    @property
+    def ports(self) -> tuple[str, bytes, int]:
+        """Initiator port and target port: who reinstates whom (section 4.4.1: one session between the two)."""
+        nexus = self.nexus
+        return nexus.initiator_name, nexus.isid, nexus.portal_group_tag
 
 
 class Members:
@@ -63,6 +73,7 @@ class Members:
         self._pending: dict[Connection, Member] = {}  # admissions under way
         self._discovery: set[Session] = set()
         self._tsih = 0
+        self.limit = 65535  # sessions: so many have a TSIH of their own
 
     def of(self, session: Session) -> Member | None:
         """The member behind a normal session, until it is gone."""
@@ -98,21 +109,39 @@ class Members:
 
     def login(self, connection: Connection, event: events.LoginOpened, node: Node) -> None:
         """A login to a node: it waits for its turn here."""
-        member = Member(node, self._nexus(event), connection)
-        for unit in node.router.units.values():
-            disk = self._disks.of(unit)
-            assert disk is not None, "who is withdrawn leaves the map first"
-            holding = Holding(member, disk)
-            member.holdings.append(holding)
-            disk.holdings.append(holding)
+        if len(self._by_session) + len(self._discovery) + len(self._pending) >= self.limit:
+            self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
+            return
+        nexus = self._nexus(event)
+        member = Member(node, node.map_for(nexus.initiator_name), nexus, connection)
+        self._hold(member)
         self._pending[connection] = member
         node.members.append(member)
         self._core.clock.call_later(ADMISSION_LIMIT_S, lambda: self._overdue(connection, member))
         self._reinstate(member)
 
     def _nexus(self, event: events.LoginOpened) -> scsi.Nexus:
-        parameters = event.parameters
-        return scsi.Nexus(parameters.initiator_name, parameters.isid, parameters.target_name or "", PORTAL_GROUP_TAG)
+        found = event.parameters
+        tag = found.portal_group_tag
+        return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, relative_port=tag)
+
+    def _hold(self, member: Member) -> bool:
+        """A holding for every disk of the member's map. False: there was one for each already."""
+        held = {holding.disk.unit for holding in member.holdings}
+        for number, unit in member.router.units.items():
+            if unit not in held:
+                disk = self._disks.of(unit)
+                assert disk is not None, "who is withdrawn leaves the map first"
+                self._add_holding(member, disk, member.map.wanted[number].is_read_only)
+        return len(member.holdings) > len(held)
+
+    def _add_holding(self, member: Member, disk: Disk, is_read_only: bool) -> Holding:
+        holding = Holding(member, disk, is_read_only)
+        member.holdings.append(holding)
+        disk.holdings.append(holding)
+        if is_read_only:
+            member.nexus.write_protected.add(disk.unit)
+        return holding
 
     def _overdue(self, connection: Connection, member: Member) -> None:
         if self._pending.get(connection) is member:
@@ -124,7 +153,7 @@ class Members:
         And whoever logs in waits for sessions that are over already but for what the volume server still has of them: a
         write of a dead initiator must not land on one of its successor's, whatever port that has (CONTRACTS 2).
         """
-        ended = [other for other in member.node.members if other is not member and other.port == member.port]
+        ended = [other for other in member.node.members if other is not member and other.ports == member.ports]
         on_its_disks = [other.member for holding in member.holdings for other in holding.disk.holdings]
         older = dict.fromkeys([*ended, *(other for other in on_its_disks if other.is_leaving)])  # each of them once
         if not older:
@@ -140,10 +169,12 @@ class Members:
     def _open_for_login(self, member: Member) -> None:
         if self._pending.get(member.connection) is not member:
             return
-        if not member.holdings:
+        if all(holding.device is not None for holding in member.holdings):
             self._admit(member)
+            return
         for holding in list(member.holdings):
-            self._open(holding, self._opened)
+            if holding.device is None:
+                self._open(holding, self._opened)
 
     def _opened(self, holding: Holding, error: OSError | None) -> None:
         member = holding.member
@@ -155,9 +186,12 @@ class Members:
             self._admit(member)
 
     def _admit(self, member: Member) -> None:
+        if self._hold(member):  # the map has grown meanwhile
+            self._open_for_login(member)
+            return
         connection = member.connection
         del self._pending[connection]
-        member.node.router.establish(member.nexus)
+        member.router.establish(member.nexus)
         session, told = connection.admit(member.nexus, self._next_tsih(), self._core.clock.now())
         member.session = session
         for holding in member.holdings:
@@ -179,7 +213,7 @@ class Members:
     # Volumes ---------------------------------------------------------------------------------------------------
 
     def _open(self, holding: Holding, done: Opened) -> None:
-        """Open a volume for writing; what it keeps of its unit is read before anybody is served."""
+        """Open a volume; what it keeps of its unit is read before anybody is served."""
         member, disk, core = holding.member, holding.disk, self._core
 
         def opened(answer: DeviceHandle | OSError) -> None:
@@ -193,6 +227,9 @@ class Members:
             if member.is_leaving:
                 holding.device = device
                 self._leave(member)
+            elif holding in member.retired:
+                holding.device = device
+                self._close_retired(member)
             elif device is not None and error is None:
                 holding.device = member.nexus.devices[disk.unit] = device
                 done(holding, None)
@@ -205,7 +242,8 @@ class Members:
         holding.is_opening = True
         sessions = len(disk.holdings)
         words = f"{core.settings.words}, {sessions} session{'s' if sessions != 1 else ''}"
-        core.service.open(disk.name, "rw", core.owner, words, opened)
+        access = "r" if holding.is_read_only else "rw"
+        core.service.open(disk.name, access, core.owner, words, opened)
         core.follow_control()
 
     def reopen(self) -> None:
@@ -231,7 +269,8 @@ class Members:
     def _reopen(self, holding: Holding, generation: int) -> None:
         """Try again, unless the volume server went meanwhile: then the next attachment has seen to it."""
         space = self._core.space
-        if not holding.member.is_leaving and space.pool is not None and space.generation == generation:
+        is_wanted = not holding.member.is_leaving and holding in holding.member.holdings
+        if is_wanted and space.pool is not None and space.generation == generation:
             self._open(holding, self._reopened)
 
     def lost(self) -> None:
@@ -242,14 +281,66 @@ class Members:
             self._forget_devices(member)
             if member.is_leaving:
                 self._gone(member)
+            else:
+                self._close_retired(member)
         for connection, member in list(self._pending.items()):
             self._forget_devices(member)
             self._refuse(connection, "the volume server went away")
 
     def _forget_devices(self, member: Member) -> None:
-        for holding in member.holdings:
+        for holding in _all_of(member):
             holding.device = None
         member.nexus.devices.clear()
+
+    # What a member's map gains and loses -----------------------------------------------------------------------
+
+    def gain(self, member: Member, disk: Disk, is_read_only: bool, done: Callable[[OSError | None], None]) -> None:
+        """A disk is to come into the map of a session: open it, before the session hears of it."""
+
+        def opened(holding: Holding, error: OSError | None) -> None:
+            if error is not None and holding in member.holdings:
+                self._forget(holding)
+            done(error)
+
+        self._open(self._add_holding(member, disk, is_read_only), opened)
+
+    def lose(self, member: Member, disk: Disk) -> None:
+        """A disk has left the map of a session: what is under way on it ends as it would have, then it is closed."""
+        if self._pending.get(member.connection) is member:
+            self._refuse(member.connection, "its LUN map has changed")
+            return
+        for holding in [holding for holding in member.holdings if holding.disk is disk]:
+            member.holdings.remove(holding)
+            member.retired.append(holding)
+            holding.is_needed = False
+            member.nexus.devices.pop(disk.unit, None)
+            member.nexus.write_protected.discard(disk.unit)
+        self._close_retired(member)
+
+    def _close_retired(self, member: Member) -> None:
+        for holding in list(member.retired):
+            device, session = holding.device, member.session
+            if holding.is_opening:
+                continue
+            tasks: Iterable[Task] = () if session is None or device is None else session.tasks
+            if any(task.command is not None and task.command.device is device for task in tasks):
+                continue
+            self._forget(holding)
+            if device is not None:
+                device.close(_no_matter)
+                self._core.follow_control()
+
+    def _forget(self, holding: Holding) -> None:
+        """A member has nothing of the disk any more."""
+        member = holding.member
+        (member.retired if holding in member.retired else member.holdings).remove(holding)
+        holding.disk.holdings.remove(holding)
+
+    def tick(self) -> None:
+        """Once a second: are the tasks done that a disk waits for which has left its map?"""
+        for member in list(self._by_session.values()):
+            if member.retired and not member.is_leaving:
+                self._close_retired(member)
 
     # Going -----------------------------------------------------------------------------------------------------
 
@@ -280,7 +371,7 @@ class Members:
         if member is None or member.is_leaving:
             return
         logger.info("%s: session of %s ended: %s", member.node.iqn, member.nexus.initiator_name, event.reason)
-        devices = [holding.device for holding in member.holdings if holding.device is not None]
+        devices = _devices_of(member)
         if not devices or not len(session.tasks):
             self._leave(member)
             return
@@ -302,12 +393,12 @@ class Members:
             member.session.when_idle(lambda: self._close(member))
 
     def _close(self, member: Member) -> None:
-        if member.is_closing or any(holding.is_opening for holding in member.holdings):
+        if member.is_closing or any(holding.is_opening for holding in _all_of(member)):
             return  # we come back with the answer: nobody may think that the volume is let go before
         member.is_closing = True
         if member.session is not None:
             member.session.window.close()
-        devices = [holding.device for holding in member.holdings if holding.device is not None]
+        devices = _devices_of(member)
         self._forget_devices(member)
         if not devices:
             self._gone(member)
@@ -321,11 +412,11 @@ class Members:
         if member not in member.node.members:
             return
         member.node.members.remove(member)
-        for holding in member.holdings:
+        for holding in _all_of(member):
             holding.disk.holdings.remove(holding)
         if member.session is not None:
             self._by_session.pop(member.session, None)
-            member.node.router.release(member.nexus)
+            member.router.release(member.nexus)
         callbacks, member.on_gone = member.on_gone, []
         for callback in callbacks:
             callback()
@@ -342,6 +433,18 @@ def countdown(count: int, done: Callable[[], None]) -> Callable[[], None]:
             done()
 
     return one
+
+
+def _all_of(member: Member) -> list[Holding]:
+    return [*member.holdings, *member.retired]
+
+
+def _devices_of(member: Member) -> list[DeviceHandle]:
+    return [holding.device for holding in _all_of(member) if holding.device is not None]
+
+
+def _no_matter(error: OSError | None) -> None:
+    """It was closed, or is gone with the volume server."""
 
 
 def _nothing() -> None:

@@ -43,7 +43,7 @@ class Resets:
         if member is None:  # it is a session no more
             _answer(event, pdu.FUNCTION_REJECTED)
         elif event.function in _OF_A_UNIT:
-            unit = member.node.router.unit(event.request.lun)
+            unit = member.router.unit(event.request.lun)
             disk = None if unit is None else self._disks.of(unit)
             if disk is None:
                 _answer(event, pdu.LUN_DOES_NOT_EXIST)
@@ -216,7 +216,7 @@ class Resets:
         if event.request.function in _OF_THE_TARGET:
             disks = [holding.disk for holding in member.holdings]
         else:
-            unit = member.node.router.unit(event.request.lun)
+            unit = member.router.unit(event.request.lun)
             disk = None if unit is None else self._disks.of(unit)
             disks = [] if disk is None else [disk]
 
@@ -251,7 +251,7 @@ def _answer(event: events.TaskManagementRequested, response: int) -> None:
 
 def _tasks_of(member: Member, unit: scsi.LogicalUnit) -> Iterator[Task]:
     """A member's tasks on a unit, whichever way their LUN was written."""
-    router = member.node.router
+    router = member.router
     for task in member.session.tasks if member.session is not None else ():
         if router.unit(task.lun) is unit:
             yield task

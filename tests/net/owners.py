@@ -182,7 +182,7 @@ class Owner:
 
     # Owner's side of the loop
 
-    def connected(self, peer: str, local: Address, now: float) -> Any:
+    def connected(self, peer: str, local: Address, now: float, at: Address) -> Any:
         self.locals.append(local)
         self.connections.append(self.make(peer, now))
         return self.connections[-1]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from iscsi_ovs import block, scsi
+from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.session.connection import Connection
@@ -17,6 +18,7 @@ from shm_server.abi import control
 
 BLOCK = 512
 IQN = Settings().iqn("demo")
+PORTAL = Address("127.0.0.1", 3260)
 OTHER_PORT = b"\x80\x12\x34\x56\x00\x02"
 
 
@@ -178,6 +180,8 @@ class FakeDriver:
     def __init__(self) -> None:
         self.watched: set[int] = set()
         self.stopped = False
+        self.listening: set[Address] = set()
+        self.taken: set[Address] = set()  # by somebody else
 
     def watch(self, fd: int, callback: Callable[[int], None], mask: int = 1) -> None:
         assert fd not in self.watched
@@ -188,6 +192,16 @@ class FakeDriver:
 
     def unwatch(self, fd: int) -> None:
         self.watched.discard(fd)
+
+    def listen(self, address: Address, inherited_fd: int | None = None) -> Address:
+        if address in self.taken:
+            raise ConfigurationError(f"portal {address} is taken")
+        assert address not in self.listening
+        self.listening.add(address)
+        return address
+
+    def unlisten(self, address: Address) -> None:
+        self.listening.remove(address)
 
     def output_ready(self, connection: Connection) -> None:
         pass
@@ -208,7 +222,9 @@ class House:
         self.clock = Clock(lambda: self.now)
         self.target = TargetServer(self.service, self.clock)  # type: ignore[arg-type]
         self.target.core.driver._epoll.close()
-        self.target.core.driver = FakeDriver()  # type: ignore[assignment]
+        self.driver = FakeDriver()
+        self.target.core.driver = self.driver  # type: ignore[assignment]
+        self.target.listen(PORTAL)
         self.clients: list[Client] = []
         self.target.volume_server.connect()
         self.service.attach()
@@ -258,9 +274,9 @@ class House:
 class Client:
     """An initiator on a connection of the target."""
 
-    def __init__(self, house: House, **identity: Any) -> None:
+    def __init__(self, house: House, at: Address = PORTAL, host: str = "127.0.0.1", **identity: Any) -> None:
         self.house = house
-        self.connection = house.target.connected("test:1", Address("127.0.0.1", 3260), house.now)
+        self.connection = house.target.connected(f"{host}:49152", at, house.now, at)
         self.initiator = Initiator(**identity)
         self.is_stopped = False
 

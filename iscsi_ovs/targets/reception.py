@@ -1,0 +1,90 @@
+"""What a connection may ask of the target that it has reached: which targets there are for it, and how it gets in.
+
+One for each connection: it knows where the initiator came in, and from where. Checks come in this order: is the target
+there, at this portal → may this initiator (02/02) → is it to go elsewhere (01/01) → how must it prove itself.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from iscsi_ovs.errors import LoginError, RedirectError
+from iscsi_ovs.login.policy import Policy
+from iscsi_ovs.net import portal
+from iscsi_ovs.net.portal import Address
+from iscsi_ovs.session.connection import Connection
+from iscsi_ovs.targets.core import AUTHORIZATION_FAILURE, NOT_FOUND, SERVICE_UNAVAILABLE, Core
+from iscsi_ovs.targets.nodes import Node, Nodes
+from iscsi_ovs.targets.portals import Portals
+
+
+class Reception:
+    """The surroundings of one connection (session.connection.Surroundings)."""
+
+    def __init__(self, core: Core, nodes: Nodes, portals: Portals, at: Address, peer: str) -> None:
+        self._core = core
+        self._nodes = nodes
+        self._portals = portals
+        self._at = at
+        self._host = portal.parse(peer).host
+        self._tag = 0
+        group = portals.group_at(at)
+        if group is not None:
+            self._tag = group.tag
+        self._initiator_name = ""
+        self.space = core.space
+        self.output_ready = core.driver.output_ready
+        self.random_bytes = secrets.token_bytes
+
+    @property
+    def tag(self) -> int:
+        """The tag of the portal group where the connection came in; it has it for life."""
+        return self._tag
+
+    @property
+    def host(self) -> str:
+        """Where the initiator is."""
+        return self._host
+
+    def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
+        """SendTargets: who is let in here is told of all portals of the target."""
+        group = self._portals.by_tag(self._tag)
+        if group is None:
+            return []
+        return [
+            (node.iqn, self._portals.told(node.wanted.groups, self._at, connection.local))
+            for node in self._nodes
+            if group.name in node.wanted.groups and self._is_welcome(node)
+        ]
+
+    def check_target(self, name: str) -> None:
+        """Is it there, at this portal?"""
+        if not self._core.is_known:
+            # Not "not found": Linux gives a session up for that, and this one may have outlived our predecessor.
+            raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")
+        group = self._portals.by_tag(self._tag)
+        node = self._nodes.find(name)
+        if node is None or group is None or group.name not in node.wanted.groups:
+            raise LoginError(*NOT_FOUND, f"no target {name!r}")
+
+    def policy(self, initiator_name: str, target_name: str | None) -> Policy:
+        """May this initiator log in here, and how must it prove itself? Raises LoginError."""
+        self._initiator_name = initiator_name
+        group = self._portals.by_tag(self._tag)
+        if target_name is None:
+            if group is None or group.discovery is None:
+                raise LoginError(*AUTHORIZATION_FAILURE, f"{initiator_name} may not discover here")
+            return group.discovery
+        node = self._nodes.find(target_name)
+        assert node is not None, "check_target comes first"
+        if not self._is_welcome(node):
+            raise LoginError(*AUTHORIZATION_FAILURE, f"{initiator_name} at {self._host} may not log in to {node.iqn}")
+        elsewhere = node.wanted.redirect or (group.redirect if group is not None else None)
+        if elsewhere is not None:
+            raise RedirectError(str(elsewhere), f"{initiator_name} is sent to {elsewhere}")
+        assert node.wanted.policy is not None
+        return node.wanted.policy
+
+    def _is_welcome(self, node: Node) -> bool:
+        return node.wanted.policy is not None and node.wanted.access.allows(self._initiator_name, self._host)
