@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from iscsi_ovs import errors
 from iscsi_ovs.login import keys
 from iscsi_ovs.login.chap import Exchange
 from iscsi_ovs.login.keys import Rule
@@ -61,7 +62,7 @@ class Authentication:
         if self._exchange is not None:
             return self._exchange.receive(values)
         if values:
-            raise refuse(INITIATOR_ERROR, f"{min(values)} without AuthMethod=CHAP")
+            raise self._refuse(INITIATOR_ERROR, f"{min(values)} without AuthMethod=CHAP")
         if wants_transit:
             self.require_none()
         return []
@@ -69,7 +70,7 @@ class Authentication:
     def require_none(self) -> None:
         """The initiator would go on unauthenticated. Raises LoginError where it may not."""
         if not self.is_satisfied:
-            raise refuse(AUTHENTICATION_FAILURE, f"{self._initiator_name} must authenticate, and does not offer to")
+            raise self._refuse(AUTHENTICATION_FAILURE, "it must authenticate, and does not offer to")
 
     def _choose(self, values: dict[str, str]) -> list[Pair]:
         """Section 6.2.1: "the first value that it supports (and is allowed to use for the specific originator)".
@@ -77,18 +78,19 @@ class Authentication:
         What we prefer is what is allowed to an initiator that offers it: one that could prove itself does.
         """
         if self.method is not None:
-            raise refuse(INITIATOR_ERROR, f"{METHOD_KEY} a second time")
+            raise self._refuse(INITIATOR_ERROR, f"{METHOD_KEY} a second time")
         if len(values) > 1:
-            raise refuse(INITIATOR_ERROR, f"{min(values.keys() - {METHOD_KEY})} beside {METHOD_KEY}")
+            raise self._refuse(INITIATOR_ERROR, f"{min(values.keys() - {METHOD_KEY})} beside {METHOD_KEY}")
         text = values[METHOD_KEY]
         is_short = len(text.encode()) <= keys.KEYS[METHOD_KEY].value_bytes
         offered = (keys.parse_list(text) if is_short else None) or []
         self.method = next((method for method in self._policy.methods if method in offered), None)
         if self.method is None:
-            raise refuse(
-                AUTHENTICATION_FAILURE,
-                f"{self._initiator_name} offers AuthMethod={text[:63]!r}; we take {','.join(self._policy.methods)}",
-            )
+            ours = ",".join(self._policy.methods)
+            raise self._refuse(AUTHENTICATION_FAILURE, f"it offers {METHOD_KEY}={text[:63]!r}; we take {ours}")
         if self.method == CHAP:
             self._exchange = Exchange(self._policy, self._random_bytes, self._initiator_name)
         return [(METHOD_KEY, self.method)]
+
+    def _refuse(self, status: tuple[int, int], cause: str) -> errors.LoginError:
+        return refuse(status, f"{self._initiator_name}: {cause}")
