@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.session.session import MANAGEMENT_LIMIT
+from iscsi_ovs.session.connection import TASK_MANAGEMENT_DEADLINE_S
+from iscsi_ovs.session.management import MANAGEMENT_LIMIT
 from iscsi_ovs.testing.initiator import encode
 from tests.corpus.scene import READ, TAG, WRITE, Scene, command, read_cdb, scene, status, write_cdb
 from tests.corpus.test_sequence_numbers import held, let_go
@@ -46,14 +47,30 @@ def test_a_function_that_is_none(function: int) -> None:
         it.lives()
 
 
-@pytest.mark.parametrize("tag", [0, TAG + 9, TMF, pdu.RESERVED_TAG])
+@pytest.mark.parametrize("tag", [0, TAG + 9, pdu.RESERVED_TAG])
 def test_abort_of_a_task_that_is_none(tag: int) -> None:
-    """Response 1, "task does not exist": an unknown tag, the function's own, the reserved one."""
+    """Response 1, "task does not exist": an unknown tag, the reserved one."""
     with scene() as it:
         it.login()
         manage(it, pdu.ABORT_TASK, referenced_task_tag=tag)
         assert responses(it) == [pdu.TASK_DOES_NOT_EXIST]
         it.lives()
+
+
+def test_abort_of_itself() -> None:
+    """Section 11.5.1: ABORT TASK "MUST NOT be executed on a Task Management Request": "function rejected"."""
+    with scene() as it:
+        it.login()
+        manage(it, pdu.ABORT_TASK, referenced_task_tag=TMF)
+        assert responses(it) == [pdu.FUNCTION_REJECTED]
+
+
+def test_the_reserved_tag() -> None:
+    """A function answers to a task tag, so it needs one."""
+    with scene() as it:
+        it.login()
+        manage(it, pdu.LOGICAL_UNIT_RESET, tag=pdu.RESERVED_TAG)
+        it.rejected(pdu.REJECT_INVALID_PDU_FIELD)
 
 
 def test_abort_after_completion() -> None:
@@ -105,29 +122,51 @@ def test_reset_of_a_unit_that_is_none(lun: int) -> None:
 
 
 def test_reassign_at_error_recovery_level_0() -> None:
-    """Section 11.6.1: "task allegiance reassignment not supported", or no such function: never complete."""
+    """Section 11.6.1: response 4, "task allegiance reassignment not supported"."""
     with scene() as it:
         it.login()
         manage(it, pdu.TASK_REASSIGN, referenced_task_tag=TAG)
-        assert responses(it)[0] in (pdu.REASSIGNMENT_NOT_SUPPORTED, pdu.FUNCTION_NOT_SUPPORTED)
+        assert responses(it) == [pdu.REASSIGNMENT_NOT_SUPPORTED]
 
 
 def test_resets_without_end_during_a_write() -> None:
-    """Each is answered once, complete; the write that they hit is not answered, and another one goes through."""
+    """Each is answered once, complete, when the data that was asked for has come (section 4.2.3.3: a target "MUST wait"
+    for it); the write that they hit is never answered."""
     with scene() as it:
         peer = it.login(InitialR2T="Yes", ImmediateData="No")
         for number in range(30):
             it.send(command(peer, write_cdb(0, 8), WRITE, 4096, initiator_task_tag=TAG + number))
-            assert isinstance(it.answer(), pdu.ReadyToTransfer)
+            r2t = it.answer()
             manage(it, pdu.LOGICAL_UNIT_RESET, tag=TMF + number)
+            assert not any(each.header.initiator_task_tag == TMF + number for each in it.says())
+            owed = pdu.DataOut(
+                flags=pdu.FINAL,
+                initiator_task_tag=TAG + number,
+                target_transfer_tag=r2t.target_transfer_tag,
+            )
+            it.send(encode(owed, bytes(4096)))
             answers = [each.header for each in it.says() if each.header.initiator_task_tag != pdu.RESERVED_TAG]
             assert [(each.initiator_task_tag, each.response) for each in answers] == [
                 (TMF + number, pdu.FUNCTION_COMPLETE)
             ]
             it.good.attentions()  # it hears of each reset
             it.others_go_on()
-        it.bad.initiator.is_wild = True
         it.lives()
+
+
+def test_a_reset_whose_write_never_gets_its_data() -> None:
+    """The peer owes data and sends none: it is not waited for longer than a function has time; then the write can't
+    happen any more, and the reset is complete. Nobody else waited meanwhile."""
+    with scene() as it:
+        peer = it.login(InitialR2T="Yes", ImmediateData="No")
+        it.send(command(peer, write_cdb(0, 8), WRITE, 4096))
+        it.says()
+        manage(it, pdu.LOGICAL_UNIT_RESET)
+        it.good.attentions()
+        it.others_go_on()
+        it.house.pass_time(TASK_MANAGEMENT_DEADLINE_S + 1)
+        assert responses(it) == [pdu.FUNCTION_COMPLETE]
+        it.good.attentions()
 
 
 def test_functions_without_end_on_a_disk_that_is_stuck() -> None:

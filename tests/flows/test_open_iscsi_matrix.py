@@ -40,6 +40,8 @@ METHODS = {
     "ImmediateData": {"InitialR2T": "No", "ImmediateData": "Yes"},
     "both": {"InitialR2T": "Yes", "ImmediateData": "Yes"},
     "neither": {"InitialR2T": "No", "ImmediateData": "No"},
+    "HeaderDigest": {"HeaderDigest": "CRC32C"},
+    "both digests": {"HeaderDigest": "CRC32C", "DataDigest": "CRC32C"},
 }
 # Below, at and above each of the sizes; 9 × 512 and 300 × 512 end in the middle of a burst.
 LENGTHS_BLOCKS = (1, 8, 9, 64, 300)
@@ -54,6 +56,7 @@ def test_bytes_survive(method: str, sizes: tuple[int, int, int]) -> None:
     client = login(house, method, sizes)
     parameters = client.initiator.parameters
     assert parameters.max_burst_length == max_burst
+    assert (parameters.header_digest, parameters.data_digest) == ("igest" in method, method == "both digests")
     # Section 13.14: "FirstBurstLength MUST NOT exceed MaxBurstLength."
     assert parameters.first_burst_length == min(first_burst, max_burst)
     rng = random.Random(f"{method} {sizes}")

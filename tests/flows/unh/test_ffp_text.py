@@ -96,7 +96,7 @@ def test_unknown_keys(client: Client) -> None:
 
 
 def test_declared_segment_length(house: House) -> None:
-    """FFP 17.5 (1 of 2), section 13.12: MaxRecvDataSegmentLength may be declared anew, and holds from then on."""
+    """FFP 17.5 (1 of 3), section 13.12: MaxRecvDataSegmentLength may be declared anew, and holds from then on."""
     client = login(house)
     client.do(client.initiator.text([("MaxRecvDataSegmentLength", "512")]))
     client.initiator.set(max_recv_data_segment_length=512)
@@ -106,13 +106,21 @@ def test_declared_segment_length(house: House) -> None:
 
 
 def test_initiator_task_tag() -> None:
-    """FFP 17.5 (2 of 2), section 11.10.3: the tag stays the same through one negotiation: another one is refused."""
+    """FFP 17.5 (2 of 3), section 11.10.3: the tag stays the same through one negotiation: another one is refused."""
     with scene() as it:
         peer = it.login()
         it.send(ask(peer, b"", flags=0))
         transfer_tag = it.answer().target_transfer_tag
         it.send(ask(peer, b"", initiator_task_tag=TAG + 1, target_transfer_tag=transfer_tag))
         it.rejected(pdu.REJECT_INVALID_PDU_FIELD)
+
+
+def test_another_lun() -> None:
+    """FFP 17.5 (3 of 3), section 11.10.4: a Text Request without a transfer tag of ours has no LUN; one is not looked
+    at, and comes back as it was."""
+    with scene() as it:
+        it.send(ask(it.login(), b"SendTargets=\0", lun=7 << 48))
+        assert it.answer().lun == 7 << 48
 
 
 def test_negotiate_once() -> None:
