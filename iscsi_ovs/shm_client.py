@@ -156,6 +156,25 @@ class Context:
         """Grow a volume (ovs_truncate_volume). ENOENT; EPERM: smaller than it is; EFBIG: over max_volume_size."""
         return self._call(control.Resize(0, name, size), control.Volume).info
 
+    def sanitize_volume(
+        self,
+        name: str,
+        kind: str = "overwrite",
+        pattern: bytes = b"\0",
+        *,
+        passes: int = 1,
+        is_inverted: bool = False,
+        may_exit: bool = False,
+    ) -> VolumeStat:
+        """Overwrite a volume, or give all its space back, for good (beyond the C API): control.Sanitize says how.
+
+        Returns when that has durably begun; stat_volume().sanitize says how far it has come, until it is None.
+        Meanwhile every data operation on it is EBUSY. So is this call where one runs already, or another owner writes.
+        """
+        pattern = pattern if kind == "overwrite" else b""
+        message = control.Sanitize(0, name, kind, pattern, passes, is_inverted, may_exit)
+        return self._call(message, control.Volume).info
+
     def stat_volume(self, name: str) -> VolumeStat:
         """A volume's size, identity and holder (ovs_stat without opening). ENOENT."""
         return self._call(control.Stat(0, name), control.Volume).info

@@ -21,6 +21,7 @@ from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
 from shm_server.stores.base import Stores
 from shm_server.volumes.catalog import Catalog, Record, Versioned
 from shm_server.volumes.handle import Handle
+from shm_server.volumes.sanitizing import Sanitizing
 from shm_server.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Manager:
             stores.remove(record.name)
             catalog.forget(record.name)
         self._records = {record.name: record for record in catalog.load()}
+        self.sanitizing = catalog.sanitizing()  # by name: what runs, or has failed (sanitizer.py)
 
     # Looking --------------------------------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Manager:
         record = self._record(name)
         held = self._open.get(name)
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
+        order = self.sanitizing.get(name)
         allocated = held.volume.store.allocated_bytes() if held else self._stores.allocated_bytes(name)
         return VolumeInfo(
             name=name,
@@ -101,6 +104,9 @@ class Manager:
             can_discard=True,
             failed=name in self._failed,
             held=writer.words if writer else None,
+            sanitize=order.progress if order and not order.failure else None,
+            sanitize_failed=bool(order and order.failure),
+            can_exit_sanitize=bool(order and order.failure and order.may_exit),
         )
 
     def stat_all(self) -> list[VolumeInfo]:
@@ -159,6 +165,7 @@ class Manager:
                 self._records[name] = record
                 raise
             self._failed.discard(name)
+            self.sanitizing.pop(name, None)
             log.info("volume %s removed", name)
             self._watcher.volume_removed(name, record.uuid)
 
@@ -176,6 +183,8 @@ class Manager:
                 raise OSError(errno.EPERM, f"volume {name} has {record.size_bytes} bytes: a volume can't shrink")
             if size_bytes == record.size_bytes:
                 return self.stat(name)
+            if name in self.sanitizing:
+                raise OSError(errno.EBUSY, f"volume {name} is being sanitized, or that failed")
             held = self._open.get(name)
             if held is None:
                 held = await self._open_volume(record)
@@ -216,12 +225,33 @@ class Manager:
         if len(data) > MAX_RECORD_BYTES:
             raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
         changed: Versioned = await self._on_thread(lambda: self._catalog.put_record(uuid, record, version, data))
-        held = self._open.get(name)
-        holders = [handle for handle in held.handles if not handle.is_closing] if held else []
-        known = self._watcher.record_changed((name, uuid), record, changed, holders, by)
+        known = self._watcher.record_changed((name, uuid), record, changed, self.holders(name), by)
         if not await self._runtime.wait(known, ACK_LIMIT_S):
             log.warning("volume %s: a holder did not acknowledge its %s within %g s", name, record, ACK_LIMIT_S)
         return changed
+
+    # Sanitize operations, as sanitizer.py needs them -----------------------------------------------------------------
+
+    async def keep_sanitizing(self, name: str, order: Sanitizing | None) -> None:
+        """Make durable how a sanitize operation stands, or that it is over and the volume can be used."""
+        uuid = self._record(name).uuid
+        held = self._open.get(name)
+        if order is not None:
+            await self._on_thread(lambda: self._catalog.put_sanitizing(order))
+            self.sanitizing[name] = order
+            if held is not None:
+                self.shut(held.volume, order)
+        else:
+            await self._on_thread(lambda: self._catalog.end_sanitizing(uuid))
+            del self.sanitizing[name]
+            if held is not None:
+                held.volume.ranges.open()
+
+    def shut(self, volume: Volume, order: Sanitizing) -> Wait[None]:
+        """No data operation any more but the sanitizing itself; the result is set when nothing is under way."""
+        return volume.ranges.shut(
+            OSError(errno.EBUSY, f"{order.kind} of {volume.name}: no data operations"), order.uuid
+        )
 
     # Holding --------------------------------------------------------------------------------------------------------
 
@@ -238,7 +268,7 @@ class Manager:
             record = self._record(name)
             if "w" in access:
                 await self._until(lambda: not self._is_dying(name), name, None)
-                for handle in self._writers(name):
+                for handle in self.writers(name):
                     if not owner or handle.owner != owner:
                         raise self._busy(name, handle)
             held = self._open.get(name)
@@ -277,6 +307,8 @@ class Manager:
         volume.ranges.on_guard = lambda: _refresh(held)
         self._open[record.name] = held
         self._failed.discard(record.name)
+        if record.name in self.sanitizing:
+            self.shut(volume, self.sanitizing[record.name])
         return held
 
     def _close_volume(self, held: _Open) -> None:
@@ -306,9 +338,14 @@ class Manager:
             )
         return rounded
 
-    def _writers(self, name: str) -> list[Handle]:
+    def writers(self, name: str) -> list[Handle]:
         held = self._open.get(name)
         return [handle for handle in held.handles if handle.can_write] if held else []
+
+    def holders(self, name: str) -> list[Handle]:
+        """Every handle on the volume that is not closing."""
+        held = self._open.get(name)
+        return [handle for handle in held.handles if not handle.is_closing] if held else []
 
     def _is_dying(self, name: str) -> bool:
         """A holder has gone, but writes of its are still in flight."""

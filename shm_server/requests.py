@@ -18,11 +18,14 @@ from shm_server.abi import control, layout, segment
 from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
+from shm_server.sanitizer import Sanitizer
 from shm_server.volumes.catalog import Versioned
 from shm_server.volumes.handle import Handle
+from shm_server.volumes.sanitizing import Sanitizing
 
 log = logging.getLogger(__name__)
 
+EXIT_FAILURE_MODE = "exit failure mode"
 MAX_HANDLES = 1024  # of one client
 MAX_WORDS = 200  # characters that a client says of itself
 # One client gets at most so much of the region, so that a second can always attach.
@@ -57,6 +60,7 @@ class Requests:
         self._attach_refusal = attach_refusal
         self._segment_lane = Lane(1)
         self._zombies: set[Client] = set()
+        self.sanitizer: Sanitizer  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
             control.Hello: self._hello,
@@ -69,6 +73,7 @@ class Requests:
             control.Stat: self._stat,
             control.GetRecord: self._get_record,
             control.PutRecord: self._put_record,
+            control.Sanitize: self._sanitize,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -234,6 +239,22 @@ class Requests:
         client.is_subscribed = True
         return control.Volumes(request.id, self.manager.stat_all())
 
+    async def _sanitize(self, client: Client, request: control.Sanitize) -> control.Reply:
+        if request.kind == EXIT_FAILURE_MODE:
+            return control.Volume(request.id, await self.sanitizer.leave(request.name))
+        info = self.manager.stat(request.name)
+        order = Sanitizing(
+            info.uuid,
+            request.kind,
+            info.size_bytes,
+            request.pattern,
+            request.passes,
+            request.is_inverted,
+            request.may_exit,
+        )
+        begun = await self.sanitizer.start(request.name, order, lambda handle: handle in client.handles())
+        return control.Volume(request.id, begun)
+
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 
     def volume_created(self, info: control.VolumeInfo) -> None:
@@ -287,6 +308,12 @@ class Requests:
         if not waiting:
             everyone.set()
         return everyone
+
+    def volume_changed(self, info: control.VolumeInfo, holders: list[Handle]) -> None:
+        """The sanitizer tells."""
+        for client in list(self._host.clients()):
+            if client.is_subscribed or any(handle in holders for handle in client.handles()):
+                self._event(client, lambda sequence: control.VolumeChanged(sequence, info))
 
     def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None:
         for client in list(self._host.clients()):

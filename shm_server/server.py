@@ -27,6 +27,7 @@ from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
 from shm_server.requests import Requests
 from shm_server.runtime import Runtime
+from shm_server.sanitizer import Sanitizer
 from shm_server.stores import DelayRule, open_stores
 from shm_server.volumes.catalog import Catalog
 
@@ -110,6 +111,7 @@ class Server:
             self._runtime, self._stores, self._catalog, settings.max_volume_size, watcher=self._requests
         )
         self._requests.manager = self._manager
+        self._requests.sanitizer = Sanitizer(self._runtime, self._manager, self._requests.volume_changed)
         self._dispatcher = Dispatcher(self._runtime)
         self._epoll = select.epoll()
         self._watch(self._listener.fileno(), self._accept)

@@ -65,6 +65,47 @@ def get(volume: Volume, length: int, offset: int) -> bytes:
     return data
 
 
+def test_what_the_server_compares_and_copies(context: Context, volume: Volume) -> None:
+    """COMPARE, COMPARE AND WRITE, OR WRITE and COPY, by their methods."""
+    buffer = context.allocate(2048)
+    buffer.data[:] = b"a" * 1024 + b"b" * 1024
+    assert volume.compare(buffer, 1024, 0) == 0
+    assert volume.compare_and_write(buffer, 512, 512, buffer_offset=512) == 0
+    put(volume, b"a" * 1000, 0)
+    assert volume.compare(buffer, 1024, 0) == 1000
+    assert volume.compare(buffer, 1000, 0, pattern=4) is None
+    assert volume.compare_and_write(buffer, 512, 0, fua=True, buffer_offset=512) is None
+    assert get(volume, 1024, 0) == b"b" * 512 + b"a" * 488 + bytes(24)
+    assert volume.or_write(buffer, 512, 0) == 512
+    assert get(volume, 1, 0) == b"c"
+    context.create_volume("other", SIZE)
+    with context.open("other") as other, context.open("other", os.O_RDONLY, owner="x") as reader:
+        assert other.copy_from(volume, 1024, 4096, 0) == 1024
+        assert get(other, 1024, 4096) == b"c" * 512 + b"a" * 488 + bytes(24)
+        with raises(errno.EBADF):
+            reader.copy_from(volume, 1024, 4096, 0)
+        with raises(errno.EBADF):
+            reader.or_write(buffer, 512, 0)
+        assert reader.compare(buffer, 512, 0) == 0
+        with raises(errno.EFAULT):
+            other.compare_and_write(buffer, 1024, 0, buffer_offset=512)
+    context.deallocate(buffer)
+
+
+def test_sanitize(context: Context, volume: Volume) -> None:
+    """It has begun when the call returns, and is over when stat says so; handles hear of it."""
+    put(volume, b"secret", 4096)
+    assert context.sanitize_volume("demo", pattern=b"xy").sanitize is not None
+    while volume.stat().sanitize is not None:
+        pass
+    assert get(volume, 8192, 0) == b"xy" * 4096
+    while volume.device.info.sanitize is not None:
+        context.poll()
+    context.sanitize_volume("demo", "block erase")
+    with raises(errno.EINVAL):
+        context.sanitize_volume("demo", "magnet")
+
+
 # Management -------------------------------------------------------------------------------------------------------
 
 

@@ -244,6 +244,14 @@ class Service:
         other holders; ESTALE: somebody else replaced it first (their RecordChanged event has come before)."""
         self.request(control.PutRecord(0, name, record, version, data), partial(_recorded, callback))
 
+    def sanitize(self, message: control.Sanitize, callback: Callable[[control.VolumeInfo | OSError], None]) -> None:
+        """Overwrite or erase a volume for good; called back when that has durably begun. Events tell how it goes on."""
+
+        def begun(answer: Answer) -> None:
+            callback(answer.info if isinstance(answer, control.Volume) else _not_an_answer(answer))
+
+        self.request(message, begun)
+
     def request(self, message: control.Request, callback: Callback) -> None:
         """Send any control request (its id is set here); the callback gets the reply or an OSError, later."""
         try:
@@ -265,7 +273,7 @@ class Service:
             self._link.acknowledge(event)
 
     def _event(self, event: control.Event) -> None:
-        if isinstance(event, control.VolumeResized):
+        if isinstance(event, control.VolumeResized | control.VolumeChanged):
             for device in self._devices.values():
                 if device.info.uuid == event.info.uuid:
                     device.update(event.info)

@@ -50,7 +50,7 @@ class Owner(Protocol):
 class AioCompletion:
     """One asynchronous operation: what ovs_aiocb and ovs_completion_t are together."""
 
-    __slots__ = ("_buffer", "_callback", "_context", "_done_bytes", "_number", "done")
+    __slots__ = ("_buffer", "_callback", "_context", "_done_bytes", "_number", "detail", "done")
 
     def __init__(
         self, context: Owner, buffer: Buffer | None, callback: Callable[[AioCompletion], object] | None
@@ -60,6 +60,7 @@ class AioCompletion:
         self._callback = callback
         self._number = errno.EINPROGRESS
         self._done_bytes = 0
+        self.detail = 0  # after EILSEQ: offset of the first byte that differs, from the request's start
         self.done = False
 
     def error(self) -> int:
@@ -80,7 +81,7 @@ class AioCompletion:
     def _finish(self, completion: block.Completion) -> None:
         if self._buffer is not None:
             self._buffer.in_flight -= 1
-        _, error, done_bytes, _ = completion
+        _, error, done_bytes, self.detail = completion
         self._number = 0 if error is None else errno_of(error)
         self._done_bytes = done_bytes
         self.done = True
@@ -89,6 +90,9 @@ class AioCompletion:
 
 
 Callback = Callable[[AioCompletion], object]
+
+_READS = (block.Operation.READ, block.Operation.COMPARE, block.Operation.COMPARE_AND_WRITE, block.Operation.OR_WRITE)
+_WRITES = [operation for operation in block.Operation if operation not in _READS[:2]]
 
 
 class Volume:
@@ -140,6 +144,45 @@ class Volume:
         """Zero the range; ``no_unmap``: keep its space allocated (beyond the C API)."""
         self._context.finish(self.aio_write_zeroes(offset, length, fua=fua, no_unmap=no_unmap))
 
+    def compare(
+        self, buffer: Buffer, length: int, offset: int, *, buffer_offset: int = 0, pattern: int = 0
+    ) -> int | None:
+        """Hold the volume against the buffer, in the server; where ``pattern`` is given, against so many bytes over and
+        over. None: they are the same; else the offset of the first byte that differs, from the start of the range.
+        """
+        request = block.Request(block.Operation.COMPARE, offset, length, pattern_bytes=pattern)
+        return self._differs(self._start(request, None, buffer, buffer_offset, pattern or length))
+
+    def compare_and_write(
+        self, buffer: Buffer, length: int, offset: int, *, fua: bool = False, buffer_offset: int = 0
+    ) -> int | None:
+        """The buffer holds what must be there, ``length`` bytes (at most 1 MiB), and behind it what is written then, as
+        one against every handle of the volume. None: written; else as compare().
+        """
+        request = block.Request(block.Operation.COMPARE_AND_WRITE, offset, length, fua=fua)
+        return self._differs(self._start(request, None, buffer, buffer_offset, 2 * length))
+
+    def or_write(self, buffer: Buffer, length: int, offset: int, *, fua: bool = False, buffer_offset: int = 0) -> int:
+        """Set the bits that are set in the buffer, as one against every handle of the volume."""
+        request = block.Request(block.Operation.OR_WRITE, offset, length, fua=fua)
+        return self._context.finish(self._start(request, None, buffer, buffer_offset, length))
+
+    def copy_from(self, source: Volume, length: int, offset: int, source_offset: int) -> int:
+        """Fill a range (at most 16 MiB) from another volume that is open here, or from this one, inside the server."""
+        request = block.Request(
+            block.Operation.COPY, offset, length, source=source.device, source_offset_bytes=source_offset
+        )
+        return self._context.finish(self._start(request, None))
+
+    def _differs(self, completion: AioCompletion) -> int | None:
+        try:
+            self._context.finish(completion)
+        except OSError as error:
+            if error.errno != errno.EILSEQ:
+                raise
+            return completion.detail
+        return None
+
     # Asynchronous ------------------------------------------------------------------------------------------------
 
     def aio_read(
@@ -186,22 +229,36 @@ class Volume:
         fua: bool = False,
         no_unmap: bool = False,
     ) -> AioCompletion:
-        if self._device.is_closed or not (self._can_read if operation == block.Operation.READ else self._can_write):
+        request = block.Request(operation, offset, length, None, fua, no_unmap)
+        return self._start(request, callback, buffer, buffer_offset, length)
+
+    def _start(
+        self,
+        request: block.Request,
+        callback: Callback | None,
+        buffer: Buffer | None = None,
+        buffer_offset: int = 0,
+        buffer_length: int = 0,
+    ) -> AioCompletion:
+        """Check and submit; ``buffer_length`` bytes of the buffer belong to it."""
+        operation, offset, length = request.operation, request.offset_bytes, request.length_bytes
+        can_it = (operation not in _READS or self._can_read) and (operation not in _WRITES or self._can_write)
+        if self._device.is_closed or not can_it:
             raise os_error(errno.EBADF, f"{operation.name} on {self.name}")
         if (length <= 0 and operation != block.Operation.FLUSH) or not 0 <= offset < 1 << 63 or length >= 1 << 63:
             raise os_error(errno.EINVAL, f"{operation.name} of {length} bytes at {offset}")
         context = self._context
         completion = AioCompletion(context, buffer, callback)
-        request = block.Request(operation, offset, length, None, fua, no_unmap, done=completion._finish)
+        request.done = completion._finish
         if buffer is None:
             if operation in (block.Operation.READ, block.Operation.WRITE):
                 raise os_error(errno.EFAULT, "no buffer")
             self._device.submit(request)
         else:
             if not self._device.is_lost:  # else every buffer is of before, and the answer is ECONNRESET
-                context.check_buffer(buffer, buffer_offset, length)
+                context.check_buffer(buffer, buffer_offset, buffer_length)
             buffer.in_flight += 1
-            self._device.submit_parts(request, buffer.parts(buffer_offset, length))
+            self._device.submit_parts(request, buffer.parts(buffer_offset, buffer_length))
         context.submitted()
         return completion
 

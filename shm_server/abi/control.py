@@ -108,6 +108,24 @@ class PutRecord(Message, frozen=True):
     data: bytes
 
 
+class Sanitize(Message, frozen=True):
+    """Overwrite or erase a volume for good. The reply comes when that has durably begun; VolumeChanged tells the rest.
+
+    ``kind`` is "overwrite" (with a pattern of at most 4096 bytes, repeated from the volume's start, and 1 to 31 passes,
+    every second inverted if ``is_inverted``), "block erase" (neither), or "exit failure mode": the volume of a failed
+    operation that had ``may_exit`` is used again as it is. EBUSY: one runs, or somebody else writes; EPERM: the one
+    that failed had no ``may_exit``; EINVAL: none has failed, or it can't be.
+    """
+
+    id: int
+    name: str
+    kind: str
+    pattern: bytes = b""
+    passes: int = 1
+    is_inverted: bool = False
+    may_exit: bool = False
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -147,6 +165,10 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     can_discard: bool
     failed: bool = False
     held: str | None = None
+    max_atomic_write_bytes: int = 0
+    sanitize: int | None = None  # how far a sanitize operation has come, 0 to 65535; None: none runs
+    sanitize_failed: bool = False  # then, and while one runs, every data operation is EBUSY
+    can_exit_sanitize: bool = False  # and "exit failure mode" ends that
 
 
 class HandleInfo(msgspec.Struct, frozen=True):
@@ -189,7 +211,7 @@ class Opened(Message, frozen=True):
 
 
 class Volume(Message, frozen=True):
-    """Reply to Create, Resize, Stat."""
+    """Reply to Create, Resize, Stat, Sanitize."""
 
     id: int
     info: VolumeInfo
@@ -249,6 +271,13 @@ class VolumeResized(Message, frozen=True):
     info: VolumeInfo
 
 
+class VolumeChanged(Message, frozen=True):
+    """A sanitize operation has begun, come further, ended or failed, or its failure mode was left."""
+
+    sequence: int
+    info: VolumeInfo
+
+
 class RecordChanged(Message, frozen=True):
     """Another client has replaced a record. Whoever did waits for the Acks of the volume's holders (bounded)."""
 
@@ -279,12 +308,13 @@ Request: TypeAlias = (
     | Stat
     | GetRecord
     | PutRecord
+    | Sanitize
     | List
     | ListHandles
     | Subscribe
     | Ack
 )
-Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | RecordChanged | ReleaseRequested
+Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested
 Reply: TypeAlias = Welcome | Attached | Opened | Volume | Record | Volumes | Handles | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,11 +13,13 @@ import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-FORMAT = 2  # 1 had no records
+from shm_server.volumes.sanitizing import Sanitizing
+
+FORMAT = 3  # 1 had no records, 2 no sanitize operations
 APPLICATION_ID = 0x4F565343  # "OVSC"
 
 _SCHEMA = """
@@ -38,6 +40,21 @@ CREATE TABLE records (
     PRIMARY KEY (uuid, record)
 );
 """
+_SANITIZE_SCHEMA = """
+CREATE TABLE sanitize (
+    uuid TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    pattern BLOB NOT NULL,
+    passes INTEGER NOT NULL,
+    is_inverted INTEGER NOT NULL,
+    may_exit INTEGER NOT NULL,
+    done_bytes INTEGER NOT NULL,
+    failure INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA}  # what each format brought
+assert list(_ADDED) == list(range(1, FORMAT + 1))
 MAX_RECORDS = 16  # of one volume
 
 
@@ -80,24 +97,19 @@ class Catalog:
         execute("PRAGMA synchronous=FULL")
         (application,) = execute("PRAGMA application_id").fetchone()
         (version,) = execute("PRAGMA user_version").fetchone()
-        if (application, version) == (0, 0):
-            execute("BEGIN IMMEDIATE")
-            execute(_SCHEMA)
-            execute(_RECORDS_SCHEMA)
-            execute(f"PRAGMA application_id={APPLICATION_ID}")
-            execute(f"PRAGMA user_version={FORMAT}")
-            execute("COMMIT")
-        elif application != APPLICATION_ID:
+        if application != APPLICATION_ID and (application, version) != (0, 0):
             raise OSError(errno.EINVAL, f"{self._path} is not a volume catalogue")
-        elif version > FORMAT:
+        if version > FORMAT:
             raise OSError(
                 errno.EPROTONOSUPPORT,
                 f"catalogue {self._path} has format {version}, this server knows up to {FORMAT}: "
                 f"a newer shm-server wrote it",
             )
-        elif version < FORMAT:
+        if version < FORMAT:
             execute("BEGIN IMMEDIATE")
-            execute(_RECORDS_SCHEMA)
+            for number in range(version + 1, FORMAT + 1):
+                execute(_ADDED[number])
+            execute(f"PRAGMA application_id={APPLICATION_ID}")
             execute(f"PRAGMA user_version={FORMAT}")
             execute("COMMIT")
 
@@ -128,15 +140,16 @@ class Catalog:
         self._change("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
 
     def forget(self, name: str) -> None:
-        """A volume and its records, at once."""
+        """A volume and all that is its, at once."""
         with self._transaction() as execute:
-            execute("DELETE FROM records WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
+            for table in ("records", "sanitize"):
+                execute(f"DELETE FROM {table} WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
             execute("DELETE FROM volumes WHERE name = ?", (name,))
 
     def resize(self, name: str, size_bytes: int, generation: int) -> None:
         self._change("UPDATE volumes SET size_bytes = ?, generation = ? WHERE name = ?", (size_bytes, generation, name))
 
-    def _change(self, statement: str, values: tuple[str | int, ...]) -> None:
+    def _change(self, statement: str, values: tuple[str | int | bytes, ...]) -> None:
         with self._transaction() as execute:
             execute(statement, values)
 
@@ -167,6 +180,22 @@ class Catalog:
                     raise OSError(errno.ENOSPC, f"the volume has {count} records, which is the most it can have")
             execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (uuid, record, version + 1, data))
         return Versioned(version + 1, data)
+
+    # Sanitize operations --------------------------------------------------------------------------------------------
+
+    def sanitizing(self) -> dict[str, Sanitizing]:
+        """Those that run or have failed, by the volume's name."""
+        rows = self._database.execute("SELECT name, sanitize.* FROM sanitize JOIN volumes USING (uuid)")
+        return {
+            name: Sanitizing(uuid, kind, size, pattern, passes, bool(is_inverted), bool(may_exit), done, failure)
+            for name, uuid, kind, size, pattern, passes, is_inverted, may_exit, done, failure in rows
+        }
+
+    def put_sanitizing(self, order: Sanitizing) -> None:
+        self._change("INSERT OR REPLACE INTO sanitize VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(order))
+
+    def end_sanitizing(self, uuid: str) -> None:
+        self._change("DELETE FROM sanitize WHERE uuid = ?", (uuid,))
 
     @contextmanager
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:

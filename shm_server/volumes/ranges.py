@@ -96,13 +96,14 @@ class Ranges:
         self._plain: dict[RangeClaim, None] = {}  # both in order of arrival
         self._guarding: dict[RangeClaim, None] = {}  # that plain operations could disturb
         self._shut_by: OSError | None = None
+        self._shut_owner: object = None
         self._emptied: Wait[None] | None = None
 
     def claim(self, kind: Claim, offset: int, length: int, owner: object = None) -> RangeClaim:
         """Stand in line for the range; claims of one ``owner`` are not in each other's way."""
         claim = RangeClaim(self, kind, offset, offset + length, owner)
-        claim.error = self._shut_by
-        if claim.error is not None:
+        if self._shut_by is not None and (owner is None or owner != self._shut_owner):
+            claim.error = self._shut_by
             return claim
         if kind in _PLAIN:
             self._follow(claim, self._guarding)
@@ -142,9 +143,9 @@ class Ranges:
             emptied, self._emptied = self._emptied, None
             emptied.set()
 
-    def shut(self, error: OSError) -> Wait[None]:
-        """Refuse everybody from now on; the result is set when those that were there have gone."""
-        self._shut_by = error
+    def shut(self, error: OSError, owner: object = None) -> Wait[None]:
+        """Refuse everybody but ``owner`` from now on; the result is set when those that were there have gone."""
+        self._shut_by, self._shut_owner = error, owner
         self._look_to_guard()
         emptied: Wait[None] = Wait()
         for claim in (*self._plain, *self._guarding):
@@ -159,7 +160,7 @@ class Ranges:
 
     def open(self) -> None:
         """Everybody may come again."""
-        self._shut_by = None
+        self._shut_by = self._shut_owner = None
         self._look_to_guard()
 
     def _look_to_guard(self) -> None:

@@ -147,7 +147,7 @@ class Volume:
             if length:
                 self.punch(offset, length)
         else:
-            await self._in_steps(self.store.punch, offset, length, is_cancelled)
+            await self.in_steps(self.store.punch, offset, length, is_cancelled)
         return length
 
     def punch(self, offset: int, length: int) -> None:
@@ -164,8 +164,8 @@ class Volume:
         else:
             self.check_write(offset, length)
             # In memory zeros are written: no file system there can zero a range and keep it allocated.
-            if self.store.inline_bytes or not await self._in_steps(self.store.zero, offset, length, is_cancelled):
-                await self._fill(_ZEROS, offset, length, is_cancelled, owner=None)
+            if self.store.inline_bytes or not await self.in_steps(self.store.zero, offset, length, is_cancelled):
+                await self.fill_steps(_ZEROS, offset, length, is_cancelled, owner=None)
         if is_durable:
             await self.flush()
         return length
@@ -181,17 +181,25 @@ class Volume:
             owner = object()
             with self.ranges.claim(Claim.EXCLUSIVE, offset, length, owner) as claim:
                 await claim
-                await self._fill(block, offset, length, is_cancelled, owner=owner)
+                await self.fill_steps(block, offset, length, is_cancelled, owner=owner)
         if is_durable:
             await self.flush()
         return length
 
     # Steps of long work (CONTRACTS 7) -------------------------------------------------------------------------------
 
-    async def _in_steps(
-        self, act: Callable[[int, int], bool | None], offset: int, length: int, is_cancelled: IsCancelled
+    async def in_steps(
+        self,
+        act: Callable[[int, int], bool | None],
+        offset: int,
+        length: int,
+        is_cancelled: IsCancelled,
+        *,
+        owner: object = None,
     ) -> bool:
         """``act(offset, length)`` on a thread, step by step. False: it can't (which the first step says).
+
+        ``owner`` has the volume to itself, or is None: each step has a claim of its own.
 
         A step's length follows the time that the last one took: the file system locks the file for the whole of it,
         and a write on the loop's thread waits for that lock. A TiB of hole goes in a moment, a GiB of data does not.
@@ -200,7 +208,7 @@ class Volume:
         with self._extents.giving_back():
             while offset < end:
                 step = min(step, end - offset)
-                with self.ranges.claim(Claim.WRITE, offset, step) as claim:
+                with self.ranges.claim(Claim.WRITE, offset, step, owner) as claim:
                     await claim
                     check_cancelled(is_cancelled)
                     call = Call(self.runtime, self._lane, partial(_timed, self.runtime.clock, act, offset, step))
@@ -214,7 +222,7 @@ class Volume:
                     step = min(step * 2, MAX_STEP_BYTES)
         return True
 
-    async def _fill(
+    async def fill_steps(
         self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled, *, owner: object
     ) -> None:
         """Write ``block`` over and over. ``owner`` has a claim on all of it, or is None: each step makes its own."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shm_server.volumes.catalog import MAX_RECORDS, Catalog, Record, Versioned
+from shm_server.volumes.sanitizing import Sanitizing
 
 DEMO = Record("demo", "00" * 16, 4096, 1)
 
@@ -40,22 +42,47 @@ def test_a_newer_format_is_refused_by_number(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version=7")
     database.close()
-    with pytest.raises(OSError, match="format 7, this server knows up to 2"):
+    with pytest.raises(OSError, match="format 7, this server knows up to 3"):
         Catalog(path)
 
 
-def test_a_catalogue_without_records_gets_them(tmp_path: Path) -> None:
-    """Format 1 is brought to format 2 when it is opened; its volumes stay."""
+def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
+    """Each as it was put last; they go with their volume, too."""
+    catalog = Catalog(tmp_path / "c.sqlite")
+    other = Record("other", "11" * 16, 8192, 1)
+    for record in (DEMO, other):
+        catalog.begin_create(record)
+        catalog.finish_create(record.name)
+    first = Sanitizing(DEMO.uuid, "overwrite", 4096, b"ab\0", 3, True, False, 512)
+    second = Sanitizing(other.uuid, "block erase", 8192, may_exit=True, failure=errno.EIO)
+    for order in (replace(first, done_bytes=0), first, second):
+        catalog.put_sanitizing(order)
+    catalog.close()
+    again = Catalog(tmp_path / "c.sqlite")
+    assert again.sanitizing() == {"demo": first, "other": second}
+    again.end_sanitizing(DEMO.uuid)
+    again.begin_remove("other")
+    again.forget("other")
+    assert again.sanitizing() == {}
+    again.close()
+
+
+@pytest.mark.parametrize(("version", "missing"), [(1, ["records", "sanitize"]), (2, ["sanitize"])])
+def test_an_older_catalogue_gets_what_it_lacks(tmp_path: Path, version: int, missing: list[str]) -> None:
+    """Formats 1 and 2 are brought to ours when they are opened; their volumes stay."""
     path = tmp_path / "c.sqlite"
     catalog = Catalog(path)
     catalog.begin_create(DEMO)
     catalog.finish_create("demo")
     catalog.close()
     database = sqlite3.connect(path)
-    database.executescript("DROP TABLE records; PRAGMA user_version=1;")
+    for table in missing:
+        database.execute(f"DROP TABLE {table}")
+    database.execute(f"PRAGMA user_version={version}")
     database.close()
     again = Catalog(path)
     assert again.load() == [DEMO]
+    assert again.sanitizing() == {}
     assert again.put_record(DEMO.uuid, "modes", 0, b"x") == Versioned(1, b"x")
     again.close()
     third = Catalog(path)
