@@ -197,7 +197,10 @@ class Members:
         for holding in member.holdings:
             holding.is_needed = True
         self._by_session[session] = member
-        logger.info("%s: login of %s from %s", member.node.iqn, member.nexus.initiator_name, connection.name)
+        account = session.parameters.account
+        proved = "" if account is None else f" as {account!r}"
+        name = member.nexus.initiator_name
+        logger.info("%s: login of %s%s from %s", member.node.iqn, name, proved, connection.name)
         self._core.happened(connection, told)
 
     def _refuse(self, connection: Connection, reason: str) -> None:
