@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from iscsi_ovs import block, errors
+from iscsi_ovs.ports import AccessState, PortGroup, TargetPorts
 
 # Status codes (SAM-5 5.3.1)
 GOOD = 0x00
@@ -112,6 +113,16 @@ class Nexus:
     attentions: dict[LogicalUnit, list[tuple[int, int]]] = field(default_factory=dict)
     # what became of its EXTENDED COPYs, by list identifier (commands.xcopy)
     copies: dict[tuple[LogicalUnit, int], Any] = field(default_factory=dict)
+    ports: TargetPorts = field(default_factory=lambda: TargetPorts("", ()))  # of its target; not told: this one only
+
+    def __post_init__(self) -> None:
+        if self.portal_group_tag not in self.ports.groups:
+            self.ports = TargetPorts(self.target_name, [PortGroup(self.portal_group_tag, self.relative_port)])
+
+    @property
+    def port_group(self) -> PortGroup:
+        """Where it comes in."""
+        return self.ports.groups[self.portal_group_tag]
 
 
 class Sense(NamedTuple):
@@ -124,6 +135,8 @@ class Sense(NamedTuple):
 
 # What the gates themselves say; everything else is named in commands.sense.
 NOT_READY = Sense(0x02, 0x04, 0x00)  # LOGICAL UNIT NOT READY, CAUSE NOT REPORTABLE
+TARGET_PORT_IN_STANDBY_STATE = Sense(0x02, 0x04, 0x0B)
+TARGET_PORT_IN_UNAVAILABLE_STATE = Sense(0x02, 0x04, 0x0C)
 SANITIZE_IN_PROGRESS = Sense(0x02, 0x04, 0x1B)
 MEDIUM_NOT_PRESENT = Sense(0x02, 0x3A, 0x00)
 INVALID_COMMAND_OPERATION_CODE = Sense(0x05, 0x20, 0x00)
@@ -138,6 +151,7 @@ POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRE
 BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
 I_T_NEXUS_LOSS_OCCURRED = (0x29, 0x07)
 MODE_PARAMETERS_CHANGED = (0x2A, 0x01)
+ASYMMETRIC_ACCESS_STATE_CHANGED = (0x2A, 0x06)
 CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
 COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = (0x2F, 0x00)
 REPORTED_LUNS_DATA_HAS_CHANGED = (0x3F, 0x0E)
@@ -224,6 +238,7 @@ class Operation:
     handler: Callable[[LogicalUnit, Command], Execution]
     needs_medium: bool = False  # BUSY while the volume server is away, NOT READY where the volume is not held
     allowed_under_unit_attention: bool = False
+    allowed_while_unavailable: bool = False  # in a port group in unavailable state (SPC-4 5.15.2.4.5)
     needs_thin: bool = False  # there only where logical block provisioning is
     changes_medium: bool | None = None  # None: it does if data goes out to it
     conflicts: Conflict | Callable[[bytes], Conflict] = Conflict.WRITES
@@ -336,7 +351,8 @@ class LogicalUnit:
     The gates, in this order: LUN (the router), unit attention, reservation (none yet), operation known, CDB whole and
     without NACA, medium, write protection. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
     medium: the volume is withdrawn, or could not be opened; a unit that is ``block``ed says BUSY, which initiators
-    retry. What else keeps it from its medium, ejected or being sanitized, is behind ``is_obstructed``.
+    retry. What else keeps it from its medium (ejected, being sanitized, a port group in standby) is behind
+    ``is_obstructed``.
     """
 
     def __init__(
@@ -361,7 +377,8 @@ class LogicalUnit:
         self.record_versions: dict[str, int] = {}  # of the records that were loaded
         self.has_medium = True
         self._sanitize_progress: int | None = None
-        self.is_obstructed = False  # one of the three above
+        self._has_restricted_nexuses = False  # some come in through a port group that does not reach the medium
+        self.is_obstructed = False  # one of those above
         rows = command_set.operations if operations is None else operations
         self.operations = tuple(row for row in rows if self.personality.is_thin or not row.needs_thin)
         self._by_opcode: list[Operation | None] = [None] * 256
@@ -371,6 +388,9 @@ class LogicalUnit:
         # What ends with a reset, or with a nexus (reservations, prevention of removal …), is told so by these.
         self.on_reset: list[Callable[[Reset], None]] = []
         self.on_nexus_lost: list[Callable[[Nexus], None]] = []
+        self.preventers: set[int] = set()  # nexuses, by id(), that prevent the removal of the medium
+        self.on_reset.append(lambda kind: self.preventers.clear())
+        self.on_nexus_lost.append(lambda nexus: self.preventers.discard(id(nexus)))
         # bound once: they go with every request
         self.finish_read: Callable[[block.Completion], Outcome] = self._finish_read
         self.finish_write: Callable[[block.Completion], Outcome] = self._finish_write
@@ -421,14 +441,16 @@ class LogicalUnit:
             if cdb[length - 1] & NACA:
                 raise invalid_field(length - 1, 2)
             if operation.needs_medium:
-                if self.is_obstructed:
-                    return self._refuse()
+                if self.is_obstructed and (refusal := self._refuse(command.nexus)) is not None:
+                    return refusal
                 device = command.nexus.devices.get(self)
                 if device is None:
                     raise CheckCondition(NOT_READY)
                 command.device = device
                 if self._is_guarded and operation.writes and self.is_write_protected(command.nexus):
                     raise CheckCondition(WRITE_PROTECTED)
+            elif self.is_obstructed:
+                self._check_available(operation, command.nexus)
             return operation.handler(self, command)
         except CheckCondition as condition:
             return Outcome(CHECK_CONDITION, self.build_sense(condition))
@@ -443,21 +465,39 @@ class LogicalUnit:
 
     def reach_medium(self, command: Command) -> Outcome | None:
         """The gate of ``needs_medium``, for a command of which only some forms do; None: it is through."""
-        if self.is_obstructed:
-            return self._refuse()
+        if self.is_obstructed and (refusal := self._refuse(command.nexus)) is not None:
+            return refusal
         command.device = command.nexus.devices.get(self)
         if command.device is None:
             raise CheckCondition(NOT_READY)
         return None
 
-    def _refuse(self) -> Outcome:
-        """Something stands between a command and the medium: say what."""
-        if self.blocked_because is not None:
+    def _refuse(self, nexus: Nexus) -> Outcome | None:
+        """Does something stand between this nexus and the medium?"""
+        condition = self.not_ready(nexus)
+        if self.blocked_because is not None and condition is None:
             return Outcome(BUSY)
+        if condition is not None:
+            raise condition
+        return None
+
+    def not_ready(self, nexus: Nexus) -> CheckCondition | None:
+        """Why the unit is not ready for a nexus, if it is not (a unit that is BUSY may be)."""
+        state = nexus.port_group.state
+        if state is AccessState.STANDBY:
+            return CheckCondition(TARGET_PORT_IN_STANDBY_STATE)
+        if state is AccessState.UNAVAILABLE:
+            return CheckCondition(TARGET_PORT_IN_UNAVAILABLE_STATE)
         if not self.has_medium:
-            raise CheckCondition(MEDIUM_NOT_PRESENT)
-        assert self._sanitize_progress is not None
-        raise CheckCondition(SANITIZE_IN_PROGRESS, Progress(self._sanitize_progress))
+            return CheckCondition(MEDIUM_NOT_PRESENT)
+        if self._sanitize_progress is not None:
+            return CheckCondition(SANITIZE_IN_PROGRESS, Progress(self._sanitize_progress))
+        return None
+
+    def _check_available(self, operation: Operation, nexus: Nexus) -> None:
+        """Through an unavailable port group only those commands that SPC-4 lists are done."""
+        if nexus.port_group.state is AccessState.UNAVAILABLE and not operation.allowed_while_unavailable:
+            raise CheckCondition(TARGET_PORT_IN_UNAVAILABLE_STATE)
 
     def build_sense(self, condition: CheckCondition) -> bytes:
         """Sense data in the format that the control mode page says."""
@@ -494,6 +534,8 @@ class LogicalUnit:
         self._nexuses[id(nexus)] = nexus
         nexus.attentions[self] = [POWER_ON_OCCURRED]
         self._guard()
+        if nexus.port_group.is_restricted:
+            self.access_changed()
 
     def release(self, nexus: Nexus) -> None:
         """A session went. Unknown ones are no mistake: a login may end before it was established."""
@@ -583,9 +625,17 @@ class LogicalUnit:
         self._sanitize_progress = progress
         self._obstruct()
 
+    def access_changed(self) -> None:
+        """Some port group that reaches this unit has another access state."""
+        self._has_restricted_nexuses = any(nexus.port_group.is_restricted for nexus in self._nexuses.values())
+        self._obstruct()
+
     def _obstruct(self) -> None:
         self.is_obstructed = (
-            self.blocked_because is not None or not self.has_medium or self._sanitize_progress is not None
+            self.blocked_because is not None
+            or not self.has_medium
+            or self._sanitize_progress is not None
+            or self._has_restricted_nexuses
         )
 
     def reset(self, kind: Reset = Reset.LOGICAL_UNIT) -> None:
@@ -674,12 +724,14 @@ class TaskRouter:
         """A session came: every unit gets to know it."""
         self._nexuses[id(nexus)] = nexus
         nexus.router = self
+        nexus.ports.nexuses[id(nexus)] = nexus
         for unit in self.units.values():
             unit.establish(nexus)
 
     def release(self, nexus: Nexus) -> None:
         """A session went."""
         self._nexuses.pop(id(nexus), None)
+        nexus.ports.nexuses.pop(id(nexus), None)
         for unit in self.units.values():
             unit.release(nexus)
 

@@ -41,6 +41,11 @@ LLBAA = 0x10  # MODE SENSE (10): long LBAs accepted
 PF = 0x10  # MODE SELECT: pages as the standard has them
 RTD = 0x02  # … revert to defaults (SPC-5)
 SP = 0x01  # … save pages
+PPC = 0x02  # LOG SENSE, obsolete
+PREVENT = 0x03
+SELF_TEST_CODE = 0xE0  # SEND DIAGNOSTIC
+SELFTEST = 0x04
+REPD = 0x80  # REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS: with timeouts
 RCTD = 0x80  # REPORT SUPPORTED OPERATION CODES: with timeouts
 START = 0x01
 LOEJ = 0x02
@@ -159,6 +164,51 @@ class ReportSupportedOperationCodes(Derived):
     declaration = Struct(
         "opcode" / Int8ub, "service_action" / Int8ub, "options" / Int8ub, "requested_opcode" / Int8ub,
         "requested_service_action" / Int16ub, "allocation_length" / Int32ub, "reserved_10" / Int8ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class ReportSupportedTaskManagementFunctions(Derived):
+    """SPC-4 6.36."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "flags" / Int8ub, "reserved_3" / Bytes(3),
+        "allocation_length" / Int32ub, "reserved_10" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class TargetPortGroups(Derived):
+    """REPORT (SPC-4 6.37) and SET TARGET PORT GROUPS (6.45), where the length is that of the parameter list. The high
+    bits of ``flags`` are the PARAMETER DATA FORMAT, the low ones the service action."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int32ub, "allocation_length" / Int32ub,
+        "reserved_10" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class PreventAllow(Derived):
+    """SPC-4 6.14."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "reserved_1" / Bytes(3), "prevent" / Int8ub, "control" / Int8ub
+    )
+
+
+class LogSense(Derived):
+    """SPC-4 6.9. The two high bits of ``page`` are PC."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "page" / Int8ub, "subpage" / Int8ub, "reserved_4" / Int8ub,
+        "parameter_pointer" / Int16ub, "allocation_length" / Int16ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
+class SendDiagnostic(Derived):
+    """SPC-4 6.42."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "reserved_2" / Int8ub, "parameter_list_length" / Int16ub,
         "control" / Int8ub,
     )  # fmt: skip
 
@@ -347,3 +397,38 @@ class Timeouts(Derived):
         "nominal_s" / Int32ub, "recommended_s" / Int32ub,
     )  # fmt: skip
     defaults: ClassVar[dict[str, int]] = {"descriptor_length": 0x0A}
+
+
+class TaskManagementTimeouts(Derived):
+    """SPC-4 6.36.3, REPD=1. ``functions``: two bytes of bits; ``short``: those whose timeout is the short one."""
+
+    declaration = Struct(
+        "functions" / Bytes(2), "reserved_2" / Int8ub, "additional_length" / Int8ub,
+        "timeouts_valid" / Int8ub, "reserved_5" / Int8ub, "short" / Bytes(2),
+        "long_timeout_100_ms" / Int32ub, "short_timeout_100_ms" / Int32ub,
+    )  # fmt: skip
+    defaults: ClassVar[dict[str, int]] = {"additional_length": 0x0C, "timeouts_valid": 0x01}
+
+
+class ExtendedTargetPortGroupsHeader(Derived):
+    """SPC-4 table 259."""
+
+    declaration = Struct(
+        "length" / Int32ub, "data_format" / Int8ub, "implicit_transition_time" / Int8ub, "reserved_6" / Int16ub
+    )
+
+
+class TargetPortGroupDescriptor(Derived):
+    """SPC-4 tables 260 and 265: a group, with its one port."""
+
+    declaration = Struct(
+        "state" / Int8ub, "supported" / Int8ub, "target_port_group" / Int16ub, "reserved_4" / Int8ub,
+        "status_code" / Int8ub, "vendor_specific" / Int8ub, "port_count" / Int8ub,
+        "obsolete_8" / Int16ub, "relative_port" / Int16ub,
+    )  # fmt: skip
+
+
+class SetTargetPortGroup(Derived):
+    """SPC-4 table 299: a descriptor."""
+
+    declaration = Struct("state" / Int8ub, "reserved_1" / Int8ub, "target_port_group" / Int16ub)

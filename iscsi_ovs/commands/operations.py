@@ -10,13 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from iscsi_ovs.commands import (
+    alua,
     atomics,
+    log_pages,
     medium,
     mode_select,
     provisioning,
     sbc,
     sense,
     spc,
+    start_stop,
+    supported,
     verify,
     write_through,
     xcopy,
@@ -31,7 +35,12 @@ _MEDIUM = True
 def _always(row: Operation) -> Operation:
     """SAM-5 5.14.3: INQUIRY, REPORT LUNS and REQUEST SENSE are answered whatever unit attention is pending; they are
     what LUNs without a unit answer, too."""
-    return replace(row, allowed_under_unit_attention=True)
+    return replace(row, allowed_under_unit_attention=True, allowed_while_unavailable=True)
+
+
+def _about_paths(row: Operation) -> Operation:
+    """What is done through a port group in unavailable state, too."""
+    return replace(row, allowed_while_unavailable=True)
 
 
 def _thin(row: Operation) -> Operation:
@@ -73,6 +82,12 @@ _WRITE_ATOMIC_16 = _hex("9c 18 ffffffffffffffff ffff ffff 00 00")
 _READ_DEFECT_DATA_10 = _hex("37 00 1f 00000000 ffff 00")
 _READ_DEFECT_DATA_12 = _hex("b7 1f ffffffff ffffffff 00 00")
 _UNMAP = _hex("42 00 00000000 00 ffff 00")
+_PREVENT_ALLOW = "PREVENT ALLOW MEDIUM REMOVAL"
+_PREVENT_USAGE = _hex("1e 000000 03 00")
+_RTPG = _hex("a3 ea 00000000 ffffffff 00 00")
+_STPG = _hex("a4 0a 00000000 ffffffff 00 00")
+_RSTMF = "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS"
+_RSTMF_USAGE = _hex("a3 0d 80 000000 ffffffff 00 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
 _RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
 
@@ -85,7 +100,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
     Operation(0x15, None, "MODE SELECT (6)",      _OUT,  _hex("15 11 0000 ff 00"), mode_select.mode_select_6),
     Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
-    Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), spc.start_stop_unit),
+    Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), start_stop.start_stop_unit),
+    Operation(0x1D, None, "SEND DIAGNOSTIC",      _NONE, _hex("1d e4 00 ffff 00"), spc.send_diagnostic),
+    Operation(0x1E, None, _PREVENT_ALLOW,         _NONE, _PREVENT_USAGE, start_stop.prevent_allow_medium_removal),
     Operation(0x25, None, "READ CAPACITY (10)",   _IN,   _READ_CAPACITY_10, medium.read_capacity_10, _MEDIUM),
     Operation(0x28, None, "READ (10)",            _IN,   _at_lba_10(0x28, 0x18), sbc.read_10, _MEDIUM),
     Operation(0x2A, None, "WRITE (10)",           _OUT,  _at_lba_10(0x2A, 0x18), sbc.write_10, _MEDIUM),
@@ -96,6 +113,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x37, None, "READ DEFECT DATA (10)", _IN,  _READ_DEFECT_DATA_10, medium.read_defect_data_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
+    Operation(0x4D, None, "LOG SENSE",            _IN,   _hex("4d 03 ff ff 00 ffff ffff 00"), log_pages.log_sense),
     Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
     Operation(0x83, 0x00, "EXTENDED COPY (LID1)", _OUT,  _EXTENDED_COPY, xcopy.extended_copy, _MEDIUM),
@@ -114,7 +132,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x9E, 0x10, "READ CAPACITY (16)",   _IN,   _READ_CAPACITY_16, medium.read_capacity_16, _MEDIUM),
     Operation(0x9E, 0x12, "GET LBA STATUS",       _IN,   _GET_LBA_STATUS, medium.get_lba_status, _MEDIUM),
     _always(Operation(0xA0, None, "REPORT LUNS",  _IN,   _hex("a0 00 ff 000000 ffffffff 00 00"), spc.report_luns)),
-    Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, spc.report_supported_operation_codes),
+    _about_paths(Operation(0xA3, 0x0A, "REPORT TARGET PORT GROUPS", _IN, _RTPG, alua.report_target_port_groups)),
+    Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, supported.report_supported_operation_codes),
+    Operation(0xA3, 0x0D, _RSTMF, _IN, _RSTMF_USAGE, supported.report_supported_task_management_functions),
+    _about_paths(Operation(0xA4, 0x0A, "SET TARGET PORT GROUPS", _OUT, _STPG, alua.set_target_port_groups)),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
     Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
     Operation(0xAE, None, "WRITE AND VERIFY (12)", _OUT, _at_lba_12(0xAE, 0x16), verify.write_and_verify_12, _MEDIUM),

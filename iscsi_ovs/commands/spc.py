@@ -5,10 +5,10 @@ Answers are small bytes, cut at the allocation length (SPC-4 4.2.5.6: cutting is
 
 from __future__ import annotations
 
-from iscsi_ovs import block, scsi
-from iscsi_ovs.commands import cdb, mode_pages, sbc, sense, vpd
+from iscsi_ovs import scsi
+from iscsi_ovs.commands import cdb, mode_pages, sense, vpd
 from iscsi_ovs.commands.parameters import answer
-from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Operation, Outcome, Sense, invalid_field
+from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Outcome, Sense, invalid_field
 
 _REPORT_LUNS_LEAST_BYTES = 16
 
@@ -30,7 +30,7 @@ def inquiry(unit: LogicalUnit, command: Command) -> Execution:
         # SPC-4 6.6.1: "If the EVPD bit is set to zero and the PAGE CODE field is not set to zero … CHECK CONDITION"
         if fields.page_code:
             raise invalid_field(2)
-        data = vpd.standard(unit)
+        data = vpd.standard(unit, command.nexus)
     return answer(data, fields.allocation_length)
 
 
@@ -55,48 +55,33 @@ def report_luns(unit: LogicalUnit, command: Command) -> Execution:
 
 
 def request_sense(unit: LogicalUnit, command: Command) -> Execution:
-    """A pending unit attention is told, and cleared, as parameter data with GOOD (SPC-4 6.39)."""
+    """A pending unit attention is told, and cleared, as parameter data with GOOD (SPC-4 6.39); else why the unit is not
+    ready, with the progress of what makes it so."""
     fields = cdb.RequestSense.unpack_from(command.cdb)
     pending = command.nexus.attentions.get(unit)
+    specific = None
     if unit.peripheral == scsi.ABSENT:
         code = sense.LOGICAL_UNIT_NOT_SUPPORTED
     elif pending:
         code = Sense(sense.UNIT_ATTENTION_KEY, *pending.pop(0))
+    elif (condition := unit.not_ready(command.nexus)) is not None:
+        code, specific = condition.sense, condition.pointer
     else:
         code = sense.NO_SENSE
-    return answer(sense.build(code, None, None, bool(fields.flags & cdb.DESC)), fields.allocation_length)
+    return answer(sense.build(code, specific, None, bool(fields.flags & cdb.DESC)), fields.allocation_length)
 
 
-def start_stop_unit(unit: LogicalUnit, command: Command) -> Execution:
-    """A stop flushes, unless NO_FLUSH, and the unit stays ready: other initiators share it. LOEJ takes the medium of a
-    removable unit out, for everybody, or puts it in again. IMMED is answered when it is done, too."""
-    fields = cdb.StartStopUnit.unpack_from(command.cdb)
-    if fields.action & cdb.POWER_CONDITION:
-        raise invalid_field(4, 7)  # no power condition mode page, so no conditions but ACTIVE
-    is_eject = bool(fields.action & cdb.LOEJ)
-    if is_eject and not unit.personality.is_removable:
-        raise invalid_field(4, 1)
-    if fields.action & cdb.START:
-        if is_eject:
-            unit.load(command.nexus)
-        return Outcome()
-    if not unit.has_medium:
-        return Outcome()  # it is out already, and stopped
-    if (refusal := unit.reach_medium(command)) is not None:
+def send_diagnostic(unit: LogicalUnit, command: Command) -> Execution:
+    """The default self-test passes: what could fail here, the medium, is found out by reaching for it. No other test,
+    and no diagnostic pages."""
+    fields = cdb.SendDiagnostic.unpack_from(command.cdb)
+    if fields.flags & cdb.SELF_TEST_CODE:
+        raise invalid_field(1, 7)
+    if fields.parameter_list_length:
+        raise invalid_field(3)
+    if fields.flags & cdb.SELFTEST and (refusal := unit.reach_medium(command)) is not None:
         return refusal
-    if not is_eject:
-        return Outcome() if fields.action & cdb.NO_FLUSH else sbc.flush(unit)
-    # SBC-3 5.25: the medium is not to be removed before what is cached is on it, NO_FLUSH or not.
-    flush = sbc.flush(unit)
-
-    def finish(completion: block.Completion) -> Outcome:
-        if completion.error is not None:
-            return unit.failed(completion)
-        unit.eject()
-        return Outcome()
-
-    flush.finish = finish
-    return flush
+    return Outcome()
 
 
 # MODE SENSE -----------------------------------------------------------------------------------------------------
@@ -134,62 +119,3 @@ def _mode_pages(unit: LogicalUnit, page: int, subpage: int) -> bytes:
     if pages is None:
         raise invalid_field(2, 5) if subpage in (0, mode_pages.ALL_SUBPAGES) else invalid_field(3)
     return pages
-
-
-# REPORT SUPPORTED OPERATION CODES -------------------------------------------------------------------------------
-
-
-def report_supported_operation_codes(unit: LogicalUnit, command: Command) -> Execution:
-    """Generated from the unit's operations: what is in the table is what is said."""
-    fields = cdb.ReportSupportedOperationCodes.unpack_from(command.cdb)
-    with_timeouts = bool(fields.options & cdb.RCTD)
-    option = fields.options & 0x07
-    if option == 0:
-        data = _all_commands(unit.operations, with_timeouts)
-    elif option <= 3:
-        operation = _requested(unit.operations, option, fields.requested_opcode, fields.requested_service_action)
-        data = _one_command(operation, with_timeouts)
-    else:
-        raise invalid_field(2, 2)
-    return answer(data, fields.allocation_length)
-
-
-def _all_commands(operations: tuple[Operation, ...], with_timeouts: bool) -> bytes:
-    pieces = []
-    for operation in operations:
-        flags = cdb.CTDP if with_timeouts else 0
-        if operation.service_action is not None:
-            flags |= cdb.SERVACTV
-        descriptor = cdb.CommandDescriptor(
-            opcode=operation.opcode,
-            service_action=operation.service_action or 0,
-            flags=flags,
-            cdb_length=operation.cdb_length,
-        )
-        pieces.append(descriptor.pack())
-        if with_timeouts:
-            pieces.append(cdb.Timeouts().pack())
-    data = b"".join(pieces)
-    return len(data).to_bytes(4, "big") + data
-
-
-def _requested(operations: tuple[Operation, ...], option: int, opcode: int, service_action: int) -> Operation | None:
-    """The one command that is asked for, None if it is not supported (SPC-4 table 247)."""
-    of_opcode = [operation for operation in operations if operation.opcode == opcode]
-    has_actions = any(operation.service_action is not None for operation in of_opcode)
-    if option == 1 and has_actions:
-        raise invalid_field(2, 2)
-    if option == 2 and of_opcode and not has_actions:
-        raise invalid_field(2, 2)
-    wanted = service_action if has_actions else None
-    if option == 3 and not has_actions and service_action:
-        return None
-    return next((operation for operation in of_opcode if operation.service_action == wanted), None)
-
-
-def _one_command(operation: Operation | None, with_timeouts: bool) -> bytes:
-    if operation is None:
-        return cdb.OneCommand(support=cdb.NOT_SUPPORTED).pack()
-    support = cdb.SUPPORTED | (cdb.ONE_COMMAND_CTDP if with_timeouts else 0)
-    header = cdb.OneCommand(support=support, cdb_size=operation.cdb_length)
-    return header.pack() + operation.usage + (cdb.Timeouts().pack() if with_timeouts else b"")

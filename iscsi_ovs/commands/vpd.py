@@ -14,9 +14,13 @@ from typing import ClassVar
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import alua, third_party_copy
+from iscsi_ovs.ports import PortGroup
 from iscsi_ovs.wire import Derived
 
 RMB = 0x80
+THIRD_PARTY_COPY = 0x08  # 3PC
+MULTIP = 0x10
 SPC_4 = 0x06  # the VERSION field
 RESPONSE_DATA_FORMAT = 0x02
 HISUP = 0x10
@@ -31,6 +35,14 @@ BINARY, ASCII, UTF_8 = 1, 2, 3
 PIV = 0x80
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
 T10_VENDOR, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING = 1, 3, 4, 5, 8
+
+# Page 86 (SPC-4 7.8.7)
+SIMPSUP = 0x01
+V_SUP = 0x01
+LUICLR = 0x01
+
+# Page 87 (SPC-4 7.8.9)
+EVERY_PAGE, EVERY_SUBPAGE, SHARED = 0x3F, 0xFF, 0x00
 
 UGAVALID = 0x80000000
 WSNZ = 0x01
@@ -69,6 +81,34 @@ class DesignatorHeader(Derived):
     )
 
 
+class ExtendedInquiry(Derived):
+    """SPC-4 7.8.7, without the header: page length 3Ch."""
+
+    declaration = Struct(
+        "flags_4" / Int8ub, "flags_5" / Int8ub, "flags_6" / Int8ub, "flags_7" / Int8ub, "flags_8" / Int8ub,
+        "flags_9" / Int8ub, "extended_self_test_completion_minutes" / Int16ub, "flags_12" / Int8ub,
+        "maximum_supported_sense_data_length" / Int8ub, "reserved_14" / Bytes(50),
+    )  # fmt: skip
+
+
+class ModePagePolicy(Derived):
+    """SPC-4 7.8.9: a descriptor."""
+
+    declaration = Struct(
+        "policy_page_code" / Int8ub, "policy_subpage_code" / Int8ub, "policy" / Int8ub, "reserved_3" / Int8ub
+    )
+
+
+class ScsiPort(Derived):
+    """SPC-4 7.8.13: a descriptor, without an initiator port; the target port's designators follow."""
+
+    declaration = Struct(
+        "reserved_0" / Int16ub, "relative_port" / Int16ub, "reserved_4" / Int16ub,
+        "initiator_port_transport_id_length" / Int16ub, "reserved_8" / Int16ub,
+        "target_port_descriptors_length" / Int16ub,
+    )  # fmt: skip
+
+
 class BlockLimits(Derived):
     """SBC-3 6.5.3, and SBC-4's atomic writes, without the header: page length 3Ch."""
 
@@ -105,12 +145,15 @@ def padded(text: str, length: int) -> bytes:
     return text.encode("ascii", "replace")[:length].ljust(length)
 
 
-def standard(unit: scsi.LogicalUnit) -> bytes:
+def standard(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     """The standard INQUIRY data."""
     personality = unit.personality
+    is_disk = unit.peripheral == scsi.DISK
     return StandardInquiry(
         peripheral=unit.peripheral,
         removable=RMB if personality.is_removable else 0,
+        flags_5=alua.tpgs(nexus) | (THIRD_PARTY_COPY if third_party_copy.is_supported(unit) else 0) if is_disk else 0,
+        flags_6=MULTIP if is_disk and len(nexus.ports.groups) > 1 else 0,
         vendor=padded(personality.vendor, 8),
         product=padded(personality.product, 16),
         revision=padded(personality.revision, 4),
@@ -163,21 +206,55 @@ def _name_string(name: str) -> bytes:
 
 
 def _device_identification(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    """A well known unit has no name of its own (SPC-4 7.8.6.2.1): the path's and the device's only."""
+    group = nexus.port_group
+    return b"".join(
+        (
+            _unit_designators(unit) if unit.peripheral == scsi.DISK else b"",
+            _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, group.relative_port.to_bytes(4, "big")),
+            _designator(TARGET_PORT, TARGET_PORT_GROUP, BINARY, group.tag.to_bytes(4, "big")),
+            _port_name(nexus, group),
+            _designator(TARGET_DEVICE, SCSI_NAME_STRING, UTF_8, _name_string(nexus.target_name)),
+        )
+    )
+
+
+def _unit_designators(unit: scsi.LogicalUnit) -> bytes:
     identifier = naa(unit)
-    # RFC 7143 section 4.2.7.1 and SPC-4: the target port is the iSCSI name, ",t,0x" and the portal group tag.
-    port_name = f"{nexus.target_name},t,0x{nexus.portal_group_tag:04x}"
     t10 = padded(unit.personality.vendor, 8) + serial_number(unit)
     return b"".join(
         (
             _designator(LOGICAL_UNIT, NAA, BINARY, identifier),
             _designator(LOGICAL_UNIT, T10_VENDOR, ASCII, t10),
             _designator(LOGICAL_UNIT, SCSI_NAME_STRING, UTF_8, _name_string(f"naa.{identifier.hex().upper()}")),
-            _designator(TARGET_PORT, RELATIVE_TARGET_PORT, BINARY, nexus.relative_port.to_bytes(4, "big")),
-            _designator(TARGET_PORT, TARGET_PORT_GROUP, BINARY, nexus.portal_group_tag.to_bytes(4, "big")),
-            _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, _name_string(port_name)),
-            _designator(TARGET_DEVICE, SCSI_NAME_STRING, UTF_8, _name_string(nexus.target_name)),
         )
     )
+
+
+def _port_name(nexus: scsi.Nexus, group: PortGroup) -> bytes:
+    """RFC 7143 section 4.2.7.1 and SPC-4: a target port is the iSCSI name, ",t,0x" and the portal group tag."""
+    return _designator(TARGET_PORT, SCSI_NAME_STRING, UTF_8, _name_string(nexus.ports.port_name(group)))
+
+
+def _extended_inquiry(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    """SIMPSUP alone: tasks are done in whatever order storage does them. V_SUP: what is not flushed is lost with the
+    power. LUICLR: REPORT LUNS clears its unit attention on every unit (spc.report_luns)."""
+    return ExtendedInquiry(flags_5=SIMPSUP, flags_6=V_SUP, flags_7=LUICLR).pack()
+
+
+def _mode_page_policy(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    """All mode pages are shared by all nexuses; each unit has its own."""
+    return ModePagePolicy(policy_page_code=EVERY_PAGE, policy_subpage_code=EVERY_SUBPAGE, policy=SHARED).pack()
+
+
+def _scsi_ports(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
+    """Every port of the target device, whichever this nexus came through."""
+    ports = b""
+    for group in nexus.ports.groups.values():
+        name = _port_name(nexus, group)
+        header = ScsiPort(relative_port=group.relative_port, target_port_descriptors_length=len(name))
+        ports += header.pack() + name
+    return ports
 
 
 def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
@@ -218,6 +295,10 @@ PAGES: dict[int, Page] = {
     0x00: _supported_pages,
     0x80: _unit_serial_number,
     0x83: _device_identification,
+    0x86: _extended_inquiry,
+    0x87: _mode_page_policy,
+    0x88: _scsi_ports,
+    third_party_copy.PAGE: third_party_copy.page,
     0xB0: _block_limits,
     0xB1: _block_device_characteristics,
     0xB2: _logical_block_provisioning,
@@ -226,10 +307,13 @@ assert list(PAGES) == sorted(PAGES), "page 00 lists them in ascending order"
 
 
 def pages_of(unit: scsi.LogicalUnit) -> list[int]:
-    """The pages that a unit has: all for a disk, the list alone where there is none."""
+    """The pages that a unit has: all for a disk that is all of it, the list alone where there is none."""
     if unit.peripheral != scsi.DISK:
-        return [0x00]
-    return [code for code in PAGES if code != 0xB2 or unit.personality.is_thin]
+        return [0x00] if unit.peripheral == scsi.ABSENT else [0x00, 0x83]
+    absent = {0xB2} if not unit.personality.is_thin else set()
+    if not third_party_copy.is_supported(unit):
+        absent.add(third_party_copy.PAGE)
+    return [code for code in PAGES if code not in absent]
 
 
 def page(unit: scsi.LogicalUnit, nexus: scsi.Nexus, page_code: int) -> bytes | None:

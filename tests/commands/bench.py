@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET
+from iscsi_ovs.ports import PortGroup, TargetPorts
 from iscsi_ovs.testing.memory_device import MemoryDevice, MemoryPool
 
 UUID = "00112233445566778899aabbccddeeff"
@@ -27,6 +28,13 @@ def code(outcome: scsi.Outcome) -> Code:
     return outcome.sense[2] & 0xF, outcome.sense[12], outcome.sense[13]
 
 
+def list_pointer(outcome: scsi.Outcome) -> tuple[int, int | None]:
+    """(byte, bit) of the parameter list that an outcome's sense points at."""
+    flags, pointer = outcome.sense[15], int.from_bytes(outcome.sense[16:18], "big")
+    assert flags & 0xC0 == 0x80, outcome
+    return pointer, flags & 0x07 if flags & 0x08 else None
+
+
 def field_pointer(outcome: scsi.Outcome) -> tuple[int, int | None]:
     """(byte, bit) of the CDB that an outcome's sense points at."""
     flags, pointer = outcome.sense[15], int.from_bytes(outcome.sense[16:18], "big")
@@ -34,8 +42,9 @@ def field_pointer(outcome: scsi.Outcome) -> tuple[int, int | None]:
     return pointer, flags & 0x07 if flags & 0x08 else None
 
 
-def new_nexus(name: str = "iqn.test:initiator") -> scsi.Nexus:
-    return scsi.Nexus(name, b"\x80\0\0\0\0\1", IQN, portal_group_tag=1)
+def new_nexus(name: str = "iqn.test:initiator", tag: int = 1, ports: TargetPorts | None = None) -> scsi.Nexus:
+    ports = ports or TargetPorts(IQN, [PortGroup(tag, tag)])
+    return scsi.Nexus(name, b"\x80\0\0\0\0\1", IQN, portal_group_tag=tag, ports=ports)
 
 
 @dataclass
@@ -57,12 +66,13 @@ class Bench:
             COMMAND_SET, scsi.Identity("demo", UUID), self.device.geometry, personality=self.personality
         )
         self.router = scsi.TaskRouter(COMMAND_SET, {0: self.unit})
+        self.ports = TargetPorts(IQN, [PortGroup(1, 1), PortGroup(2, 2)], can_set=True)
         self.nexus = self.login()
         self.payload = b""
         self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
 
-    def login(self, *, hears_power_on: bool = False) -> scsi.Nexus:
-        nexus = new_nexus()
+    def login(self, *, tag: int = 1, hears_power_on: bool = False) -> scsi.Nexus:
+        nexus = new_nexus(tag=tag, ports=self.ports)
         nexus.devices[self.unit] = self.device
         self.router.establish(nexus)
         if not hears_power_on:

@@ -6,17 +6,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iscsi_ovs.commands import cdb, copy_descriptors, mode_pages, sense, vpd
+from iscsi_ovs.commands import cdb, copy_descriptors, log_pages, mode_pages, sense, third_party_copy, vpd
 from iscsi_ovs.wire import Derived
 
 LAYOUTS = [
     value
-    for module in (cdb, copy_descriptors, mode_pages, sense, vpd)
+    for module in (cdb, copy_descriptors, log_pages, mode_pages, sense, third_party_copy, vpd)
     for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, Derived) and value.declaration is not None
 ]
 
 SIZES = {
+    "ReportSupportedTaskManagementFunctions": 12,
+    "TargetPortGroups": 12,
+    "SendDiagnostic": 6,
+    "PreventAllow": 6,
+    "LogSense": 10,
+    "TaskManagementTimeouts": 16,
+    "ExtendedTargetPortGroupsHeader": 8,
+    "TargetPortGroupDescriptor": 12,
+    "SetTargetPortGroup": 4,
+    "DescriptorHeader": 4,
+    "ParameterData": 28,
+    "GeneralCopyOperations": 32,
+    "ExtendedInquiry": 60,
+    "ModePagePolicy": 4,
+    "ScsiPort": 12,
     "Transfer6": 6,
     "Transfer10": 10,
     "Transfer12": 12,
@@ -31,8 +46,14 @@ SIZES = {
     "ReadCapacity10": 10,
     "ReadCapacity16": 16,
     "GetLbaStatus": 16,
-    "ExtendedCopy": 16, "ReceiveCopyResults": 16, "ParameterListHeader": 16, "IdentificationTarget": 32,
-    "SegmentHeader": 4, "BlockToBlock": 28, "CopyStatus": 12, "OperatingParameters": 44,
+    "ExtendedCopy": 16,
+    "ReceiveCopyResults": 16,
+    "ParameterListHeader": 16,
+    "IdentificationTarget": 32,
+    "SegmentHeader": 4,
+    "BlockToBlock": 28,
+    "CopyStatus": 12,
+    "OperatingParameters": 44,
     "CompareAndWrite": 16,
     "WriteAtomic16": 16,
     "ReadDefectData10": 10,

@@ -9,7 +9,7 @@ import pytest
 from iscsi_ovs import block, scsi
 from iscsi_ovs.block import Operation
 from iscsi_ovs.commands import mode_pages, mode_select
-from tests.commands.bench import Bench, code
+from tests.commands.bench import Bench, code, list_pointer
 
 CHANGED = (0x6, 0x2A, 0x01)
 INVALID_CDB = (0x5, 0x24, 0x00)
@@ -41,13 +41,6 @@ def select_10(disk: Bench, pages: str, *, descriptor: str = "", long_lba: int = 
 
 def sense_page(disk: Bench, page: int, subpage: int = 0) -> str:
     return disk.execute(f"1a 08 {page:02x} {subpage:02x} ff 00").data[4:].hex()
-
-
-def list_pointer(outcome: scsi.Outcome) -> tuple[int, int | None]:
-    """(byte, bit) of the parameter list."""
-    flags = outcome.sense[15]
-    assert flags & 0xC0 == 0x80
-    return int.from_bytes(outcome.sense[16:18], "big"), flags & 0x07 if flags & 0x08 else None
 
 
 # What is taken --------------------------------------------------------------------------------------------------

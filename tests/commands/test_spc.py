@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from iscsi_ovs import block, scsi
@@ -22,10 +20,11 @@ def test_test_unit_ready(disk: Bench) -> None:
 
 
 def test_standard_inquiry(disk: Bench) -> None:
-    """A disk of SPC-4 and SBC-3 behind iSCSI: hierarchical LUNs, command queuing, no bit that promises more."""
+    """A disk of SPC-4 and SBC-3 behind iSCSI: hierarchical LUNs, command queuing, asymmetric access of both kinds,
+    third-party copy, several ports; no bit that promises more."""
     data = disk.execute("12 00 00 00ff 00").data
     assert len(data) == 96
-    assert data[:8].hex() == "000006125b000002"
+    assert data[:8].hex() == "000006125b381002"
     assert data[8:36] == b"OVS     SHM VOLUME      0001"
     assert data[58:74].hex(" ", 2) == "00a0 0960 0460 04c0 0000 0000 0000 0000"
     assert not any(data[36:58] + data[74:])
@@ -106,22 +105,38 @@ def test_request_sense_takes_the_unit_attention(disk: Bench) -> None:
     assert disk.execute("00", nexus=nexus).status == scsi.GOOD
 
 
-# START STOP UNIT ------------------------------------------------------------------------------------------------
+def test_request_sense_says_why_the_unit_is_not_ready() -> None:
+    """As TEST UNIT READY would, with the progress of a sanitize; a unit attention goes before."""
+    disk = Bench(personality=scsi.Personality(is_removable=True))
+    disk.execute("1b 00 0000 02 00")
+    assert disk.execute("03 01 0000 ff 00").data.hex() == "72023a0000000000"
+    disk.execute("1b 00 0000 03 00")
+    disk.unit.sanitize_progress = 0x8000
+    disk.unit.raise_attention(scsi.CAPACITY_DATA_HAS_CHANGED)
+    assert disk.execute("03 01 0000 ff 00").data.hex() == "72062a0900000000"
+    assert disk.execute("03 01 0000 ff 00").data.hex() == "7202041b00000008" + "0206000080800000"
+    assert disk.execute("03 00 0000 ff 00").data.hex() == "700002000000000a" + "00000000041b00808000"
 
 
-def test_start_stop_unit(disk: Bench) -> None:
-    """START is nothing to do; a stop flushes, unless NO_FLUSH; the unit stays ready for everybody."""
-    for immediate, (action, flushes) in itertools.product((0, 1), ((0x01, 0), (0x00, 1), (0x04, 0), (0x05, 0))):
-        disk.device.log.clear()
-        assert disk.execute(f"1b {immediate:02x} 0000 {action:02x} 00") == scsi.Outcome()
-        assert [request.operation for request in disk.device.log] == [block.Operation.FLUSH] * flushes
-    assert disk.execute("00").status == scsi.GOOD
+# SEND DIAGNOSTIC ------------------------------------------------------------------------------------------------
 
 
-def test_start_stop_unit_refusals(disk: Bench) -> None:
-    """Nothing to load or eject, no power conditions."""
-    for action, pointer in ((0x02, (4, 1)), (0x03, (4, 1)), (0x10, (4, 7)), (0xF1, (4, 7))):
-        outcome = disk.execute(f"1b 00 0000 {action:02x} 00")
+def test_send_diagnostic(disk: Bench) -> None:
+    """The default self-test passes where the medium is reached; to ask for nothing is no error, whatever PF says."""
+    for flags in (0x00, 0x04, 0x07, 0x10, 0x14):
+        assert disk.execute(f"1d {flags:02x} 00 0000 00") == scsi.Outcome()
+    disk.unit.block("away")
+    assert disk.execute("1d 04 00 0000 00") == scsi.Outcome(scsi.BUSY)
+    assert disk.execute("1d 00 00 0000 00") == scsi.Outcome()
+
+
+def test_send_diagnostic_refusals(disk: Bench) -> None:
+    """Other self-tests, and diagnostic pages."""
+    for text, pointer in (
+        ("1d 20 00 0000 00", (1, 7)), ("1d 80 00 0000 00", (1, 7)), ("1d c4 00 0000 00", (1, 7)),
+        ("1d 10 00 0004 00", (3, None)), ("1d 04 00 0001 00", (3, None)),
+    ):  # fmt: skip
+        outcome = disk.execute(text)
         assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, pointer)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from iscsi_ovs import block, scsi
-from iscsi_ovs.commands import COMMAND_SET, vpd
+from iscsi_ovs.commands import COMMAND_SET, OPERATIONS, vpd
+from iscsi_ovs.ports import PortGroup
 from tests.commands.bench import IQN, UUID, Bench
 
 
@@ -30,7 +31,7 @@ def designators(body: bytes) -> list[tuple[int, int, bytes]]:
 def test_supported_pages(disk: Bench) -> None:
     """Ascending, and every page of the list is there."""
     codes = page(disk, 0x00)
-    assert codes.hex() == "008083b0b1b2"
+    assert codes.hex() == "0080838687888fb0b1b2"
     for each in codes:
         page(disk, each)
 
@@ -58,8 +59,8 @@ def test_device_identification(disk: Bench) -> None:
 
 def test_identity_is_of_the_volume_not_of_the_path(disk: Bench) -> None:
     """Another portal: the same unit, another port. Another volume of the same name: another unit."""
-    other = disk.login()
-    other.portal_group_tag, other.relative_port = 0xABCD, 2
+    disk.ports.groups[0xABCD] = PortGroup(0xABCD, 2)
+    other = disk.login(tag=0xABCD)
     here, there = (designators(page(disk, 0x83, nexus)) for nexus in (disk.nexus, other))
     assert here[:3] == there[:3]
     assert [value for _, _, value in there[3:5]] == [bytes.fromhex("00000002"), bytes.fromhex("0000abcd")]
@@ -123,3 +124,56 @@ def test_block_device_characteristics(disk: Bench) -> None:
 def test_logical_block_provisioning(disk: Bench) -> None:
     """LBPU, LBPWS, LBPWS10, LBPRZ; thin."""
     assert page(disk, 0xB2).hex() == "00e40200"
+
+
+def test_extended_inquiry(disk: Bench) -> None:
+    """Simple tasks, a volatile cache, and a REPORT LUNS that clears its unit attention everywhere; nothing more."""
+    assert page(disk, 0x86).hex() == "00010101" + "00" * 56
+
+
+def test_mode_page_policy(disk: Bench) -> None:
+    """Every page is shared."""
+    assert page(disk, 0x87).hex() == "3fff0000"
+
+
+def test_scsi_ports(disk: Bench) -> None:
+    """All ports of the target device, on whichever path one asks."""
+    names = [f"{IQN},t,0x{tag:04x}".encode() for tag in (1, 2)]
+    expected = b""
+    for number, name in enumerate(names, 1):
+        name += bytes(4 - len(name) % 4)
+        expected += (
+            bytes.fromhex(f"0000 {number:04x} 0000 0000 0000 {len(name) + 4:04x} 53 98 00 {len(name):02x}") + name
+        )
+    assert page(disk, 0x88) == expected
+    assert page(disk, 0x88, disk.login(tag=2)) == expected
+
+
+def test_third_party_copy(disk: Bench) -> None:
+    """Commands by opcode and service action, limits, descriptor types, general copy operations."""
+    body = page(disk, 0x8F)
+    descriptors = {}
+    while body:
+        kind, length = int.from_bytes(body[:2], "big"), int.from_bytes(body[2:4], "big")
+        assert length % 4 == 0
+        descriptors[kind] = body[4 : 4 + length]
+        body = body[4 + length :]
+    assert list(descriptors) == [0x0001, 0x0004, 0x0008, 0x8001]
+    actions = {
+        opcode: bytes(row.service_action or 0 for row in OPERATIONS if row.opcode == opcode) for opcode in (0x83, 0x84)
+    }
+    commands = b"".join(bytes((opcode, len(each))) + each for opcode, each in actions.items())
+    assert descriptors[1].rstrip(b"\0") == (bytes((len(commands),)) + commands).rstrip(b"\0")
+    parameters = disk.execute("84 03 0000000000000000 0000ffff 00 00").data
+    assert descriptors[4].hex() == "00000000" + parameters[8:16].hex() + "00000000" + "00" * 12
+    implemented = parameters[44:]
+    assert descriptors[8] == bytes((len(implemented),)) + implemented + bytes(-(len(implemented) + 1) % 4)
+    assert descriptors[0x8001].hex() == "000000ff000000ff" + parameters[16:20].hex() + "0900" + "00" * 18
+
+
+def test_the_well_known_unit_names_the_path_only(disk: Bench) -> None:
+    """No designator of a logical unit, as SPC-4 wants it."""
+    lun = scsi.REPORT_LUNS_WELL_KNOWN_LUN
+    assert disk.execute("12 01 00 00ff 00", lun=lun).data.hex() == "1e0000020083"
+    kinds = [kind for _, kind, _ in designators(disk.execute("12 01 83 00ff 00", lun=lun).data[4:])]
+    assert kinds == [0x94, 0x95, 0x98, 0xA8]
