@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 
 from iscsi_ovs import scsi
+from iscsi_ovs.config.configuration import Configuration
 from iscsi_ovs.config.sections import DEFAULT_IQN_PREFIX
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.driver import Driver
@@ -54,6 +55,7 @@ class TargetServer:
         self.members = Members(core, self.disks, records)
         self.nodes = Nodes(core, self.disks, self.members)
         self.resets = Resets(self.disks, self.members, commands)
+        self.resets.may_reset_target = self.nodes.may_reset
         self.volume_server = VolumeServer(core, self.disks, self.members, records)
         self._execute = commands.execute  # bound once: on the path of every command
 
@@ -67,6 +69,18 @@ class TargetServer:
     def portals(self) -> list[Address]:
         """Where connections are accepted."""
         return self._portals.addresses
+
+    def configure(self, configuration: Configuration) -> list[str]:
+        """Serve this from now on; what is different is applied to living sessions. Returns it, for people.
+
+        Raises ConfigurationError where a portal can't be had: then all is as before.
+        """
+        changes = self._portals.configure(configuration.groups)
+        changes += self.nodes.configure(configuration.targets, configuration.groups)
+        self.members.limit = configuration.session.max_sessions
+        for warning in configuration.warnings:
+            logger.warning("%s", warning)
+        return changes
 
     def run(self) -> None:
         """Serve until stop(), or until the volume server refuses us for good before we ever served (``refusal``)."""

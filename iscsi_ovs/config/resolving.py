@@ -199,9 +199,13 @@ class _Resolver:
         if section.acl is not None and section.acl not in accesses:
             raise (place / "acl").unknown("acl", section.acl, accesses)
         maps = []
+        named: set[str] = set()
         for number, own in enumerate(section.map):
             where = (place / "map")[number]
             initiators = _initiators(own.initiators, where / "initiators")
+            if twice := named.intersection(initiators):
+                raise (where / "initiators").error(f"{min(twice)} has a map already")
+            named.update(initiators)
             maps.append(LunMap(_lun_map(own.lun, luns, where / "lun"), initiators))
         maps.append(LunMap(_lun_map(section.lun, luns, place / "lun")))
         if not any(found.luns for found in maps) and section.redirect is None:

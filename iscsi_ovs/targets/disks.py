@@ -111,6 +111,12 @@ class Disks:
             del self._by_unit[disk.unit]
             self.on_withdrawn(disk, reason)
 
+    def renew(self, disk: Disk, reason: str) -> None:
+        """The same volume as another logical unit."""
+        self.withdraw(disk, reason)
+        self.serve(disk.info)
+        logger.info("%s: %s", disk.name, reason)
+
     def settle(self, disk: Disk) -> None:
         """Is the unit BUSY? Whatever that depends on has changed."""
         if self._core.space.pool is None:

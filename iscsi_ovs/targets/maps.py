@@ -61,10 +61,17 @@ class Maps:
                 self.offer(node, lun_map, number)
             else:
                 logger.warning("%s: LUN %d is not there yet: %s", node.iqn, number, error.strerror or error)
-                self._core.clock.call_later(RETRY_DELAY_S, lambda: self.offer(node, lun_map, number))
+                offer_again()
 
+        def offer_again() -> None:
+            self._core.clock.call_later(RETRY_DELAY_S, lambda: self.offer(node, lun_map, number))
+
+        living = self._living(node, lun_map)
+        if living and self._core.space.pool is None:  # the volume server is away
+            offer_again()
+            return
         is_complete = True
-        for member in self._living(node, lun_map):
+        for member in living:
             holding = next((holding for holding in member.holdings if holding.disk is disk), None)
             if holding is None or holding.device is None:
                 is_complete = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iscsi_ovs import scsi
+from iscsi_ovs.net import portal
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.session import Session
@@ -54,6 +55,11 @@ class Member:
     def router(self) -> scsi.TaskRouter:
         """What routes its commands."""
         return self.map.router
+
+    @property
+    def host(self) -> str:
+        """Where the initiator is."""
+        return portal.parse(self.connection.name).host
 
     @property
     def ports(self) -> tuple[str, bytes, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from iscsi_ovs import scsi
 from iscsi_ovs.config import sections
-from iscsi_ovs.config.configuration import Lun, Target, is_among
+from iscsi_ovs.config.configuration import Lun, PortalGroup, Target, is_among
 from iscsi_ovs.config.configuration import LunMap as WantedMap
 from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disk, Disks
@@ -56,7 +56,10 @@ class Nodes:
         self._maps = Maps(core, disks, members)
         self._by_iqn: dict[str, Node] = {}
         self._is_automatic = True  # each volume is a node
+        self._groups: Mapping[str, PortalGroup] = {}
+        self._personalities: dict[str, scsi.Personality] = {}  # by volume
         self.on_served: Callable[[Node], None] | None = None  # a node can be logged in to, from now on
+        disks.personality = lambda volume: self._personalities.get(volume, scsi.Personality())
         disks.on_served = self._disk_served
         disks.on_withdrawn = self._disk_withdrawn
 
@@ -66,6 +69,11 @@ class Nodes:
 
     def find(self, iqn: str) -> Node | None:
         return self._by_iqn.get(iqn)
+
+    def may_reset(self, nexus: scsi.Nexus) -> bool:
+        """May it ask for TARGET WARM RESET and TARGET COLD RESET?"""
+        node = self._by_iqn.get(nexus.target_name)
+        return node is not None and node.wanted.access.allows_target_reset
 
     def tell_served(self) -> None:
         """Logins are accepted from now on: tell of what is there."""
@@ -78,18 +86,66 @@ class Nodes:
 
     # Nodes of a configuration ----------------------------------------------------------------------------------
 
-    def configure(self, targets: Mapping[str, Target]) -> None:
-        """Before the volume server is looked for: these, and no others."""
+    def configure(self, targets: Mapping[str, Target], groups: Mapping[str, PortalGroup]) -> list[str]:
+        """These nodes from now on, and no others. Returns what is different, for people.
+
+        Sessions are touched only where what they have is gone: their target, their portal group, their right to be
+        there, or the LUN map that was theirs.
+        """
         self._is_automatic = False
-        personalities = {
-            lun.volume: lun.personality
-            for target in targets.values()
-            for wanted in target.maps
-            for lun in wanted.luns.values()
-        }
-        self._disks.personality = lambda volume: personalities.get(volume, scsi.Personality())
+        self._groups = groups
+        changes: list[str] = []
+        for node in [node for node in self if node.iqn not in targets]:
+            self._withdraw(node, "it is not configured any more")
+            changes.append(f"target {node.iqn} removed")
+        self._personalities = _personalities(targets)
+        for volume, personality in self._personalities.items():
+            disk = self._disks.named(volume)
+            if disk is not None and disk.unit.personality != personality:
+                self._disks.renew(disk, "it is another kind of disk now")
+                changes.append(f"volume {volume} is another kind of disk now")
         for target in targets.values():
-            self._serve(target)
+            known = self._by_iqn.get(target.iqn)
+            if known is None:
+                self._serve(target)
+                changes.append(f"target {target.iqn} added")
+            elif known.wanted != target:
+                changes += self._change(known, target)
+        return changes
+
+    def _change(self, node: Node, target: Target) -> list[str]:
+        """A node is to be different: its sessions first, then its LUNs."""
+        known = {lun_map.initiators: lun_map for lun_map in node.maps}
+        node.wanted = target
+        node.maps = [known.get(wanted.initiators) or LunMap({}, wanted.initiators) for wanted in target.maps]
+        changes = [f"target {node.iqn} changed"]
+        for member in list(node.members):
+            reason = None if member.is_leaving else self._objection(node, member)
+            if reason is not None:
+                changes.append(f"session of {member.nexus.initiator_name} with {node.iqn} ended: {reason}")
+                self._members.drop([member], reason)
+        for lun_map, wanted in zip(node.maps, target.maps, strict=True):
+            for number, lun in lun_map.wanted.items():
+                if not _is_same(lun, wanted.luns.get(number)):
+                    self._maps.withdraw(node, lun_map, number)
+                    changes.append(f"LUN {number} of {node.iqn} removed: {lun.volume}")
+            added = [number for number, lun in wanted.luns.items() if not _is_same(lun, lun_map.wanted.get(number))]
+            lun_map.wanted = wanted.luns
+            self._maps.fill(node, lun_map)
+            changes += [f"LUN {number} of {node.iqn} added: {wanted.luns[number].volume}" for number in added]
+        return changes
+
+    def _objection(self, node: Node, member: Member) -> str | None:
+        """Why a session can't stay as it is."""
+        nexus, wanted = member.nexus, node.wanted
+        groups = [self._groups[name] for name in wanted.groups]
+        if nexus.portal_group_tag not in [group.tag for group in groups]:
+            return "the target is not there any more at its portal group"
+        if wanted.policy is None or not wanted.access.allows(nexus.initiator_name, member.host):
+            return "it is not allowed any more"
+        if node.map_for(nexus.initiator_name) is not member.map:
+            return "it has another LUN map now"
+        return None
 
     def _serve(self, target: Target) -> None:
         node = Node(target, [LunMap(wanted.luns, wanted.initiators) for wanted in target.maps])
@@ -124,3 +180,18 @@ class Nodes:
                 self._withdraw(node, reason)
             else:
                 self._maps.withdraw_disk(node, disk)
+
+
+def _personalities(targets: Mapping[str, Target]) -> dict[str, scsi.Personality]:
+    """What kind of disk each volume is; the configuration sees to it that each is one."""
+    return {
+        lun.volume: lun.personality
+        for target in targets.values()
+        for wanted in target.maps
+        for lun in wanted.luns.values()
+    }
+
+
+def _is_same(lun: Lun, other: Lun | None) -> bool:
+    """The same volume, to be used in the same way; what kind of disk it is, is the disk's."""
+    return other is not None and (lun.volume, lun.is_read_only) == (other.volume, other.is_read_only)

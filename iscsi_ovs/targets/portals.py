@@ -41,8 +41,8 @@ class Portals:
         portals = (*group.portals, Portal(real, self._core.settings.advertise))
         self.groups[name] = replace(group, portals=portals)
 
-    def configure(self, groups: Mapping[str, PortalGroup]) -> None:
-        """These groups from now on: listen where it is new, no more where it is gone.
+    def configure(self, groups: Mapping[str, PortalGroup]) -> list[str]:
+        """These groups from now on: listen where it is new, no more where it is gone. Returns that, for people.
 
         Raises ConfigurationError where an address can't be had; then all is as before.
         """
@@ -67,11 +67,10 @@ class Portals:
             if address not in in_the_way:
                 self._core.driver.unlisten(real)
             del self._real[address]
-            logger.info("no portal at %s any more", real)
-        for address, real in opened.items():
-            self._real[address] = real
-            logger.info("portal at %s", real)
+        self._real |= opened
         self.groups = dict(groups)
+        removed = [f"portal {real} removed" for real in gone.values()]
+        return removed + [f"portal {real} added" for real in opened.values()]
 
     def group_at(self, at: Address) -> PortalGroup | None:
         """The group of the portal where a connection came in."""

@@ -90,6 +90,8 @@ def test_the_whole(tmp_path: Path) -> None:
         ('discovery-auth-group = "lab"', 'discovery-auth-group = "x"', "there is no auth-group 'x'"),
         ("[auth-group.lab]", "[auth-group.no-access]\n[auth-group.lab]", "this name has its meaning already"),
         ("[auth-group.lab]", "[auth-group.empty]\n[auth-group.lab]", "auth-group.empty: there is no account in it"),
+        ("lun.5", "lun.5 = 'disk'\n[[target.disk.map]]\ninitiators = ['iqn.1993-08.org.debian:01:X']\nlun.5",
+         "target.disk.map[1].initiators: iqn.1993-08.org.debian:01:x has a map already"),
         ("[auth-group.lab]", '[auth-group.lab]\nalgorithms = ["MD5"]\nminimum-algorithm = "SHA-1"',
          "auth-group.lab.algorithms: none of them is SHA-1 or stronger"),
     ],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from iscsi_ovs import block, scsi
+from iscsi_ovs.config.configuration import Configuration
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.net.clock import Clock
 from iscsi_ovs.net.portal import Address
@@ -26,11 +28,17 @@ def info_of(name: str = "demo", uuid: str = "a" * 32, size: int = 1 << 20, gener
     return control.VolumeInfo(name, uuid, size, 0, generation, True)
 
 
+def uuid_of(name: str) -> str:
+    """As good as random; the first volume's is what info_of says."""
+    return "a" * 32 if name == "demo" else hashlib.md5(name.encode()).hexdigest()
+
+
 class Handle(MemoryDevice):
     """An open volume; all handles of one share its bytes."""
 
-    def __init__(self, service: FakeService, info: control.VolumeInfo) -> None:
+    def __init__(self, service: FakeService, info: control.VolumeInfo, access: str) -> None:
         super().__init__(info.size_bytes)
+        self.access = access
         self.data = service.bytes_of.setdefault(info.uuid, self.data)
         self.service = service
         self.info = info
@@ -59,7 +67,7 @@ class FakeService:
         self.infos: dict[str, control.VolumeInfo] = {"demo": info_of()}
         self.bytes_of: dict[str, bytearray] = {}
         self.handles: list[Handle] = []
-        self.openings: list[tuple[str, Callable[[Any], None]]] = []
+        self.openings: list[tuple[str, str, Callable[[Any], None]]] = []  # volume, access
         self.opens = 0
         self.holds_opens = False
         self.open_error: OSError | None = None
@@ -91,7 +99,7 @@ class FakeService:
         """Everything is answered as the real one does: control requests, then I/O, then on_lost."""
         error = OSError(errno.ECONNRESET, "the volume server closed the connection")
         openings, self.openings = self.openings, []
-        for _, callback in openings:
+        for _, _, callback in openings:
             callback(error)
         recordings, self.recordings = self.recordings, []
         for record in recordings:
@@ -131,7 +139,7 @@ class FakeService:
     def open(self, name: str, access: str, owner: str, words: str, callback: Callable[[Any], None]) -> None:
         assert self.is_attached
         self.opens += 1
-        self.openings.append((name, callback))
+        self.openings.append((name, access, callback))
 
     def get_record(self, name: str, record: str, callback: Callable[[Any], None]) -> None:
         def get(error: OSError | None) -> None:
@@ -158,14 +166,14 @@ class FakeService:
                 record(None)
         if not self.holds_opens:
             openings, self.openings = self.openings, []
-            for name, callback in openings:
+            for name, access, callback in openings:
                 worked = True
                 if self.open_error is not None:
                     callback(self.open_error)
                 elif name not in self.infos:
                     callback(OSError(errno.ENOENT, "no such volume"))
                 else:
-                    handle = Handle(self, self.infos[name])
+                    handle = Handle(self, self.infos[name], access)
                     self.handles.append(handle)
                     callback(handle)
         for handle in list(self.handles):
@@ -216,15 +224,19 @@ class FakeDriver:
 class House:
     """A target, its volume server, and initiators that log in."""
 
-    def __init__(self, slots: int = 256) -> None:
+    def __init__(self, slots: int = 256, configuration: Configuration | None = None, volumes: str = "demo") -> None:
         self.service = FakeService(slots)
+        self.service.infos = {name: info_of(name, uuid_of(name)) for name in volumes.split()}
         self.now = 100.0
         self.clock = Clock(lambda: self.now)
         self.target = TargetServer(self.service, self.clock)  # type: ignore[arg-type]
         self.target.core.driver._epoll.close()
         self.driver = FakeDriver()
         self.target.core.driver = self.driver  # type: ignore[assignment]
-        self.target.listen(PORTAL)
+        if configuration is None:
+            self.target.listen(PORTAL)
+        else:
+            self.target.configure(configuration)
         self.clients: list[Client] = []
         self.target.volume_server.connect()
         self.service.attach()
@@ -306,10 +318,32 @@ class Client:
     def lose(self) -> None:
         self.house.target.happened(self.connection, self.connection.lost("cable"))
 
-    def attentions(self) -> None:
+    def attentions(self, lun: int = 0) -> list[Any]:
         """Hear what the unit has to say first."""
-        while self.do(self.initiator.command(bytes(6))).status == scsi.CHECK_CONDITION:
-            pass
+        heard = []
+        while True:
+            result = self.do(self.initiator.command(bytes(6), lun=lun))
+            if not result.sense or result.sense[2] & 0x0F != scsi.UNIT_ATTENTION_KEY:
+                return heard
+            heard.append(result.additional_sense)
+
+    def luns(self) -> list[int]:
+        """What REPORT LUNS says."""
+        data = self.do(self.initiator.command(bytes.fromhex("a00000000000000004000000"), read=1024)).data
+        fields = [int.from_bytes(data[at : at + 8], "big") for at in range(8, len(data), 8)]
+        return [field >> 48 & 0x3FFF for field in fields]
+
+    def send_targets(self, text: str = "All") -> dict[str, list[str]]:
+        """Names, each with its addresses."""
+        answer = self.do(self.initiator.send_targets(text)).data
+        found: dict[str, list[str]] = {}
+        for pair in bytes(answer).decode().split("\0"):
+            key, _, value = pair.partition("=")
+            if key == "TargetName":
+                addresses = found[value] = []
+            elif key:
+                addresses.append(value)
+        return found
 
     def do(self, tag: int) -> Result:
         self.house.run()
@@ -317,13 +351,13 @@ class Client:
         assert result.is_complete
         return result
 
-    def read(self, lba: int, blocks: int) -> int:
+    def read(self, lba: int, blocks: int, lun: int = 0) -> int:
         cdb = bytes((0x28, 0)) + lba.to_bytes(4, "big") + b"\0" + blocks.to_bytes(2, "big") + b"\0"
-        return self.initiator.command(cdb, read=blocks * BLOCK)
+        return self.initiator.command(cdb, read=blocks * BLOCK, lun=lun)
 
-    def write(self, lba: int, data: bytes) -> int:
+    def write(self, lba: int, data: bytes, lun: int = 0) -> int:
         cdb = bytes((0x2A, 0)) + lba.to_bytes(4, "big") + b"\0" + (len(data) // BLOCK).to_bytes(2, "big") + b"\0"
-        return self.initiator.command(cdb, write=data)
+        return self.initiator.command(cdb, write=data, lun=lun)
 
 
 def kept(house: House) -> Iterator[House]:
