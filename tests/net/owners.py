@@ -146,7 +146,7 @@ class Owner:
         deadline = time.monotonic() + LIMIT_S
         while not condition():
             assert time.monotonic() < deadline, "it never came true"
-            if not self.driver.turn(True):
+            if not self.driver.turn(True, may_sleep=False):
                 select.select([self.driver._epoll, *clients], [], [], self.clock.until_next(driver.TICK_S))
 
     def read(self, client: socket.socket, count: int) -> bytes:
@@ -167,12 +167,12 @@ class Owner:
 
     def step(self) -> bool:
         """One turn that does not sleep; whether it found anything."""
-        return self.driver.turn(True)
+        return self.driver.turn(True, may_sleep=False)
 
     def pass_time(self, seconds: float) -> None:
         """So much time passes, and the loop looks at the clock."""
         self.hand.added += seconds
-        self.driver.turn(True)
+        self.driver.turn(True, may_sleep=False)
 
     def turn_in_background(self) -> threading.Thread:
         """For clients that block: run() on a thread; end it by driver.stop()."""
