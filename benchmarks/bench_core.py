@@ -202,7 +202,8 @@ def main() -> int:
     rows = []
     for kind in ("read", "write"):
         bench.run(kind, options.batch, options.seconds)
-        low, median, high = report.spread([bench.run(kind, options.batch, options.seconds) for _ in range(options.rounds)])
+        rounds = [bench.run(kind, options.batch, options.seconds) for _ in range(options.rounds)]
+        low, median, high = report.spread(rounds)
         rows.append([f"4 KiB {kind} × {options.batch}", f"{low:.2f}", f"{median:.2f}", f"{high:.2f}"])
     print(report.machine())
     print(report.table(["the target's own code", "least µs", "median µs", "most µs"], rows))
