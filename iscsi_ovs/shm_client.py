@@ -160,10 +160,8 @@ class Context:
         self,
         name: str,
         kind: str = "overwrite",
-        pattern: bytes = b"\0",
+        patterns: Sequence[bytes] = (b"\0",),
         *,
-        passes: int = 1,
-        is_inverted: bool = False,
         may_exit: bool = False,
     ) -> VolumeStat:
         """Overwrite a volume, or give all its space back, for good (beyond the C API): control.Sanitize says how.
@@ -171,8 +169,7 @@ class Context:
         Returns when that has durably begun; stat_volume().sanitize says how far it has come, until it is None.
         Meanwhile every data operation on it is EBUSY. So is this call where one runs already, or another owner writes.
         """
-        pattern = pattern if kind == "overwrite" else b""
-        message = control.Sanitize(0, name, kind, pattern, passes, is_inverted, may_exit)
+        message = control.Sanitize(0, name, kind, list(patterns) if kind == "overwrite" else [], may_exit)
         return self._call(message, control.Volume).info
 
     def stat_volume(self, name: str) -> VolumeStat:

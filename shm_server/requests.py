@@ -247,9 +247,7 @@ class Requests:
             info.uuid,
             request.kind,
             info.size_bytes,
-            request.pattern,
-            request.passes,
-            request.is_inverted,
+            tuple(request.patterns),
             request.may_exit,
         )
         begun = await self.sanitizer.start(request.name, order, lambda handle: handle in client.handles())

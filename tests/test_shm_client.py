@@ -95,7 +95,7 @@ def test_what_the_server_compares_and_copies(context: Context, volume: Volume) -
 def test_sanitize(context: Context, volume: Volume) -> None:
     """It has begun when the call returns, and is over when stat says so; handles hear of it."""
     put(volume, b"secret", 4096)
-    assert context.sanitize_volume("demo", pattern=b"xy").sanitize is not None
+    assert context.sanitize_volume("demo", patterns=[b"not this", b"xyxyxyxy"]).sanitize is not None
     while volume.stat().sanitize is not None:
         pass
     assert get(volume, 8192, 0) == b"xy" * 4096

@@ -111,18 +111,16 @@ class PutRecord(Message, frozen=True):
 class Sanitize(Message, frozen=True):
     """Overwrite or erase a volume for good. The reply comes when that has durably begun; VolumeChanged tells the rest.
 
-    ``kind`` is "overwrite" (with a pattern of at most 4096 bytes, repeated from the volume's start, and 1 to 31 passes,
-    every second inverted if ``is_inverted``), "block erase" (neither), or "exit failure mode": the volume of a failed
-    operation that had ``may_exit`` is used again as it is. EBUSY: one runs, or somebody else writes; EPERM: the one
-    that failed had no ``may_exit``; EINVAL: none has failed, or it can't be.
+    ``kind`` is "overwrite", with 1 to 31 ``patterns``, one a pass, all of one length of at most 4096 bytes, each
+    repeated from the volume's start; "block erase", without; or "exit failure mode": the volume of a failed operation
+    that had ``may_exit`` is used again as it is, and without a failure nothing happens. EBUSY: one runs, or somebody
+    else writes; EPERM: the one that failed had no ``may_exit``; EINVAL.
     """
 
     id: int
     name: str
     kind: str
-    pattern: bytes = b""
-    passes: int = 1
-    is_inverted: bool = False
+    patterns: list[bytes] = []
     may_exit: bool = False
 
 

@@ -13,7 +13,7 @@ import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +45,8 @@ CREATE TABLE sanitize (
     uuid TEXT PRIMARY KEY,
     kind TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
-    pattern BLOB NOT NULL,
+    patterns BLOB NOT NULL,
     passes INTEGER NOT NULL,
-    is_inverted INTEGER NOT NULL,
     may_exit INTEGER NOT NULL,
     done_bytes INTEGER NOT NULL,
     failure INTEGER NOT NULL
@@ -187,12 +186,24 @@ class Catalog:
         """Those that run or have failed, by the volume's name."""
         rows = self._database.execute("SELECT name, sanitize.* FROM sanitize JOIN volumes USING (uuid)")
         return {
-            name: Sanitizing(uuid, kind, size, pattern, passes, bool(is_inverted), bool(may_exit), done, failure)
-            for name, uuid, kind, size, pattern, passes, is_inverted, may_exit, done, failure in rows
+            name: Sanitizing(uuid, kind, size, _cut(patterns, passes), bool(may_exit), done, failure)
+            for name, uuid, kind, size, patterns, passes, may_exit, done, failure in rows
         }
 
     def put_sanitizing(self, order: Sanitizing) -> None:
-        self._change("INSERT OR REPLACE INTO sanitize VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(order))
+        self._change(
+            "INSERT OR REPLACE INTO sanitize VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                order.uuid,
+                order.kind,
+                order.size_bytes,
+                b"".join(order.patterns),
+                len(order.patterns),
+                order.may_exit,
+                order.done_bytes,
+                order.failure,
+            ),
+        )
 
     def end_sanitizing(self, uuid: str) -> None:
         self._change("DELETE FROM sanitize WHERE uuid = ?", (uuid,))
@@ -214,3 +225,9 @@ class Catalog:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _cut(patterns: bytes, passes: int) -> tuple[bytes, ...]:
+    """Patterns of one length, as they were before they stood one behind the other."""
+    length = len(patterns) // passes if passes else 0
+    return tuple(patterns[number * length : (number + 1) * length] for number in range(passes))

@@ -1,11 +1,10 @@
 """What a sanitize operation is, as it stands in the catalogue, and the work itself: every byte of a volume, for good.
 
-``overwrite`` writes a pattern over and over, in one pass or several, each inverted against the one before it if that
-is wished; ``block erase`` gives everything back to the store, so that it reads zeros and takes no space. Both go on
-where they were after a restart: how far they came is made durable every CHECKPOINT_BYTES, and only what has been
-synced counts. Honest doubt: an overwrite goes through a file system; one that never writes in place (btrfs), or a
-disk that remaps, may keep old blocks that nobody can read through this server. Cryptographic erase is not offered:
-nothing here is encrypted.
+``overwrite`` fills the volume with a pattern, then with the next, where there are several; ``block erase`` gives
+everything back to the store, so that it reads zeros and takes no space. Both go on where they were after a restart:
+how far they came is made durable every CHECKPOINT_BYTES, and only what has been synced counts. Honest doubt: an
+overwrite goes through a file system; one that never writes in place (btrfs), or a disk that remaps, may keep old blocks
+that nobody can read through this server. Cryptographic erase is not offered: nothing here is encrypted.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ class Sanitizing:
     uuid: str
     kind: str
     size_bytes: int  # of the volume
-    pattern: bytes = b""
-    passes: int = 1
-    is_inverted: bool = False
+    patterns: tuple[bytes, ...] = ()  # one a pass, all of one length
     may_exit: bool = False
     done_bytes: int = 0  # of all passes together
     failure: int = 0  # errno
@@ -42,17 +39,27 @@ class Sanitizing:
         """EINVAL where it is not one that we can do."""
         if self.kind not in (OVERWRITE, BLOCK_ERASE):
             raise OSError(errno.EINVAL, f"sanitize by {self.kind!r}: {OVERWRITE} or {BLOCK_ERASE}")
-        if self.kind == OVERWRITE and not 0 < len(self.pattern) <= MAX_PATTERN_BYTES:
-            raise OSError(errno.EINVAL, f"a pattern of {len(self.pattern)} bytes: 1 to {MAX_PATTERN_BYTES}")
-        if self.kind == BLOCK_ERASE and (self.pattern or self.passes != 1 or self.is_inverted):
-            raise OSError(errno.EINVAL, f"{BLOCK_ERASE} has no pattern and one pass")
-        if not 0 < self.passes <= MAX_PASSES:
-            raise OSError(errno.EINVAL, f"{self.passes} passes: 1 to {MAX_PASSES}")
+        if self.kind == BLOCK_ERASE:
+            if self.patterns:
+                raise OSError(errno.EINVAL, f"{BLOCK_ERASE} has no pattern")
+            return
+        if not 0 < len(self.patterns) <= MAX_PASSES:
+            raise OSError(errno.EINVAL, f"{len(self.patterns)} passes: 1 to {MAX_PASSES}")
+        lengths = {len(pattern) for pattern in self.patterns}
+        if len(lengths) > 1 or not 0 < max(lengths) <= MAX_PATTERN_BYTES:
+            raise OSError(
+                errno.EINVAL, f"patterns of {sorted(lengths)} bytes: all of one length, 1 to {MAX_PATTERN_BYTES}"
+            )
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all passes together."""
+        return max(len(self.patterns), 1) * self.size_bytes
 
     @property
     def progress(self) -> int:
         """0 to 65535."""
-        total = max(self.passes * self.size_bytes, 1)
+        total = max(self.total_bytes, 1)
         return min(self.done_bytes * PROGRESS_DENOMINATOR // total, PROGRESS_DENOMINATOR - 1)
 
 
@@ -62,33 +69,22 @@ Checkpoint = Callable[[int], Awaitable[None]]
 async def work(volume: Volume, order: Sanitizing, owner: object, checkpoint: Checkpoint) -> None:
     """Do all that is left; ``checkpoint(done_bytes)`` is awaited when so much is done and synced. ``owner`` has the
     volume to itself (Ranges.shut). Raises OSError."""
-    size, total = order.size_bytes, order.passes * order.size_bytes
-    done = order.done_bytes
-    while done < total:
+    size, done = order.size_bytes, order.done_bytes
+    while done < order.total_bytes:
         number, offset = divmod(done, size)
         if order.kind == BLOCK_ERASE:
             length = min(ERASE_STEP_BYTES, size - offset)
             await volume.in_steps(volume.store.punch, offset, length, _never, owner=owner)
         else:
-            length = min(_checkpoint_bytes(order), size - offset)
-            block = _block(order, is_inverted=order.is_inverted and number % 2 == 1)
+            pattern = order.patterns[number]
+            # A whole number of patterns, so that each pass is one unbroken run of them.
+            length = min(CHECKPOINT_BYTES - CHECKPOINT_BYTES % len(pattern), size - offset)
+            block = memoryview(pattern * (WRITE_STEP_BYTES // len(pattern)))
             await volume.fill_steps(block, offset, length, _never, owner=owner)
         await volume.flush()
         done += length
         await checkpoint(done)
         await volume.runtime.pause
-
-
-def _checkpoint_bytes(order: Sanitizing) -> int:
-    """A whole number of patterns, so that each pass is one unbroken run of them."""
-    return CHECKPOINT_BYTES - CHECKPOINT_BYTES % len(order.pattern)
-
-
-def _block(order: Sanitizing, *, is_inverted: bool) -> memoryview:
-    pattern = order.pattern
-    if is_inverted:
-        pattern = bytes(byte ^ 0xFF for byte in pattern)
-    return memoryview(pattern * (WRITE_STEP_BYTES // len(pattern)))
 
 
 def _never() -> bool:

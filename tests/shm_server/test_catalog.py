@@ -53,7 +53,7 @@ def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
     for record in (DEMO, other):
         catalog.begin_create(record)
         catalog.finish_create(record.name)
-    first = Sanitizing(DEMO.uuid, "overwrite", 4096, b"ab\0", 3, True, False, 512)
+    first = Sanitizing(DEMO.uuid, "overwrite", 4096, (b"ab\0", b"cde"), True, 512)
     second = Sanitizing(other.uuid, "block erase", 8192, may_exit=True, failure=errno.EIO)
     for order in (replace(first, done_bytes=0), first, second):
         catalog.put_sanitizing(order)
