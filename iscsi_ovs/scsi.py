@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from iscsi_ovs import block, errors
 from iscsi_ovs.ports import AccessState, PortGroup, TargetPorts
@@ -258,6 +258,13 @@ class Operation:
         return self.needs_medium and changes
 
 
+class ReservationGate(Protocol):
+    """Who may do what on a unit that is reserved."""
+
+    def refuses(self, nexus: Nexus, operation: Operation | None, cdb: bytes) -> bool:
+        """The command ends with RESERVATION CONFLICT. One that we don't know never does: it has its own answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandSet:
     """What a command set hands to logical units, which know none themselves.
@@ -348,8 +355,8 @@ ABSENT = 0x7F  # qualifier 3 "not capable of supporting a peripheral device", ty
 class LogicalUnit:
     """One logical unit: identity, geometry, mode state, the nexuses that see it; executes commands.
 
-    The gates, in this order: LUN (the router), unit attention, reservation (none yet), operation known, CDB whole and
-    without NACA, medium, write protection. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
+    The gates, in this order: LUN (the router), unit attention, reservation, operation known, CDB whole and without
+    NACA, medium, write protection. A unit whose volume the nexus does not hold says 02/04/00 to what needs the
     medium: the volume is withdrawn, or could not be opened; a unit that is ``block``ed says BUSY, which initiators
     retry. What else keeps it from its medium (ejected, being sanitized, a port group in standby) is behind
     ``is_obstructed``.
@@ -375,6 +382,9 @@ class LogicalUnit:
         self.default_modes = self.saved_modes = self.modes = Modes(write_cache=self.personality.write_cache)
         self.blocked_because: str | None = None
         self.record_versions: dict[str, int] = {}  # of the records that were loaded
+        self.power_on = ""  # names the life of the process, or of those that share the unit
+        self.reservation: ReservationGate | None = None  # only while somebody holds one
+        self.reservations: Any = None  # commands.reservations' own
         self.has_medium = True
         self._sanitize_progress: int | None = None
         self._has_restricted_nexuses = False  # some come in through a port group that does not reach the medium
@@ -433,6 +443,8 @@ class LogicalUnit:
             pending = command.nexus.attentions.get(self)
             if pending and not (operation is not None and operation.allowed_under_unit_attention):
                 raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *pending.pop(0)))
+            if self.reservation is not None and self.reservation.refuses(command.nexus, operation, cdb):
+                return Outcome(RESERVATION_CONFLICT)
             if operation is None:
                 raise self._unknown_operation(cdb)
             length = len(operation.usage)
@@ -544,6 +556,11 @@ class LogicalUnit:
                 forget(nexus)
         nexus.attentions.pop(self, None)
         self._guard()
+
+    @property
+    def nexuses(self) -> list[Nexus]:
+        """Those that see the unit now."""
+        return list(self._nexuses.values())
 
     def raise_attention(self, code: tuple[int, int], but: Nexus | None = None) -> None:
         """Establish a unit attention condition on every nexus, ``but`` one."""

@@ -54,7 +54,7 @@ CONFLICTS: dict[tuple[int, int | None], _Conflicts] = {
     (0x5A, None): _READS,  # MODE SENSE (10)
     (0x5E, None): _LOOKS,  # PERSISTENT RESERVE IN
     (0x5F, None): _LOOKS,  # PERSISTENT RESERVE OUT: its own rules
-    (0x84, None): _LOOKS,  # RECEIVE COPY RESULTS
+    (0x84, None): _READS,  # RECEIVE COPY RESULTS
     (0x88, None): _READS,  # READ (16)
     (0x8F, None): _READS,  # VERIFY (16)
     (0x90, None): _READS,  # PRE-FETCH (16)

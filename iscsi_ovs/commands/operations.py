@@ -7,6 +7,7 @@ actions stand in the low bits of the second. DPO is looked at (and taken as advi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from iscsi_ovs.commands import (
@@ -16,6 +17,7 @@ from iscsi_ovs.commands import (
     medium,
     mode_select,
     provisioning,
+    reservations,
     sbc,
     sense,
     spc,
@@ -25,11 +27,14 @@ from iscsi_ovs.commands import (
     write_through,
     xcopy,
 )
+from iscsi_ovs.commands import persistent_reserve_in as pr_in
+from iscsi_ovs.commands import persistent_reserve_out as pr_out
 from iscsi_ovs.commands.conflicts import with_conflicts
-from iscsi_ovs.scsi import CommandSet, Direction, Operation
+from iscsi_ovs.scsi import Command, CommandSet, Direction, Execution, LogicalUnit, Operation
 
 _NONE, _IN, _OUT = Direction.NONE, Direction.IN, Direction.OUT
 _MEDIUM = True
+_Handler = Callable[[LogicalUnit, Command], Execution]
 
 
 def _always(row: Operation) -> Operation:
@@ -91,6 +96,16 @@ _RSTMF_USAGE = _hex("a3 0d 80 000000 ffffffff 00 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
 _RSOC_USAGE = _hex("a3 0c 87 ff ffff ffffffff 00 00")
 
+def _reserve_in(service_action: int, name: str, handler: _Handler) -> Operation:
+    usage = _hex(f"5e {service_action:02x} 0000000000 ffff 00")
+    return Operation(0x5E, service_action, f"PERSISTENT RESERVE IN, {name}", _IN, usage, handler)
+
+
+def _reserve_out(service_action: int, name: str, handler: _Handler, scope_type: int = 0) -> Operation:
+    usage = _hex(f"5f {service_action:02x} {scope_type:02x} 0000 ffffffff 00")
+    return Operation(0x5F, service_action, f"PERSISTENT RESERVE OUT, {name}", _OUT, usage, handler)
+
+
 # fmt: off
 OPERATIONS: tuple[Operation, ...] = (
     Operation(0x00, None, "TEST UNIT READY",      _NONE, _hex("00 00 00000000"), spc.test_unit_ready, _MEDIUM),
@@ -99,6 +114,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
     Operation(0x15, None, "MODE SELECT (6)",      _OUT,  _hex("15 11 0000 ff 00"), mode_select.mode_select_6),
+    Operation(0x16, None, "RESERVE (6)",          _NONE, _hex("16 1f 000000 00"), reservations.reserve_6),
+    Operation(0x17, None, "RELEASE (6)",          _NONE, _hex("17 1f 000000 00"), reservations.release_6),
     Operation(0x1A, None, "MODE SENSE (6)",       _IN,   _hex("1a 08 ffffff 00"), spc.mode_sense_6),
     Operation(0x1B, None, "START STOP UNIT",      _NONE, _hex("1b 01 0000f7 00"), start_stop.start_stop_unit),
     Operation(0x1D, None, "SEND DIAGNOSTIC",      _NONE, _hex("1d e4 00 ffff 00"), spc.send_diagnostic),
@@ -115,7 +132,21 @@ OPERATIONS: tuple[Operation, ...] = (
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
     Operation(0x4D, None, "LOG SENSE",            _IN,   _hex("4d 03 ff ff 00 ffff ffff 00"), log_pages.log_sense),
     Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
+    Operation(0x56, None, "RESERVE (10)",         _NONE, _hex("56 13 0000000000 0000 00"), reservations.reserve_10),
+    Operation(0x57, None, "RELEASE (10)",         _NONE, _hex("57 13 0000000000 0000 00"), reservations.release_10),
     Operation(0x5A, None, "MODE SENSE (10)",      _IN,   _hex("5a 18 ffff 000000 ffff 00"), spc.mode_sense_10),
+    _reserve_in(0x00, "READ KEYS", pr_in.read_keys),
+    _reserve_in(0x01, "READ RESERVATION", pr_in.read_reservation),
+    _reserve_in(0x02, "REPORT CAPABILITIES", pr_in.report_capabilities),
+    _reserve_in(0x03, "READ FULL STATUS", pr_in.read_full_status),
+    _reserve_out(0x00, "REGISTER", pr_out.register),
+    _reserve_out(0x01, "RESERVE", pr_out.reserve, 0xFF),
+    _reserve_out(0x02, "RELEASE", pr_out.release, 0xFF),
+    _reserve_out(0x03, "CLEAR", pr_out.clear),
+    _reserve_out(0x04, "PREEMPT", pr_out.preempt, 0xFF),
+    _reserve_out(0x05, "PREEMPT AND ABORT", pr_out.preempt_and_abort, 0xFF),
+    _reserve_out(0x06, "REGISTER AND IGNORE EXISTING KEY", pr_out.register_and_ignore),
+    _reserve_out(0x07, "REGISTER AND MOVE", pr_out.register_and_move),
     Operation(0x83, 0x00, "EXTENDED COPY (LID1)", _OUT,  _EXTENDED_COPY, xcopy.extended_copy, _MEDIUM),
     Operation(0x84, 0x00, "RECEIVE COPY STATUS (LID1)", _IN, _receive_copy(0x00), xcopy.copy_status),
     Operation(0x84, 0x03, "RECEIVE COPY OPERATING PARAMETERS", _IN, _receive_copy(0x03), xcopy.operating_parameters),
@@ -165,5 +196,5 @@ COMMAND_SET = CommandSet(
     build_sense=sense.build,
     failures=sense.FAILURES,
     write_through=write_through.row,
-    records={mode_select.RECORD: mode_select.load},
+    records={mode_select.RECORD: mode_select.load, reservations.RECORD: reservations.load},
 )

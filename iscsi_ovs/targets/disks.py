@@ -90,6 +90,7 @@ class Disks:
         identity = scsi.Identity(volume_name=info.name, uuid_hex=info.uuid)
         geometry = block.Geometry(info.size_bytes, generation=info.generation)
         unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
+        unit.power_on = self._core.owner
         disk = Disk(info, unit)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
         self.on_served(disk)

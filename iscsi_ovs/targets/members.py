@@ -407,6 +407,7 @@ class Members:
         member.is_closing = True
         if member.session is not None:
             member.session.window.close()
+            member.router.release(member.nexus)  # its tasks are over: what it has reserved is free for the next
         devices = _devices_of(member)
         self._forget_devices(member)
         if not devices:

@@ -65,14 +65,17 @@ class Bench:
         self.unit = scsi.LogicalUnit(
             COMMAND_SET, scsi.Identity("demo", UUID), self.device.geometry, personality=self.personality
         )
+        for record in COMMAND_SET.records:
+            self.unit.load_record(record, 0, b"")
         self.router = scsi.TaskRouter(COMMAND_SET, {0: self.unit})
         self.ports = TargetPorts(IQN, [PortGroup(1, 1), PortGroup(2, 2)], can_set=True)
         self.nexus = self.login()
         self.payload = b""
         self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
+        self.aborted: list[scsi.Nexus] = []  # whose tasks it had aborted
 
-    def login(self, *, tag: int = 1, hears_power_on: bool = False) -> scsi.Nexus:
-        nexus = new_nexus(tag=tag, ports=self.ports)
+    def login(self, nexus: scsi.Nexus | None = None, *, tag: int = 1, hears_power_on: bool = False) -> scsi.Nexus:
+        nexus = nexus or new_nexus(tag=tag, ports=self.ports)
         nexus.devices[self.unit] = self.device
         self.router.establish(nexus)
         if not hears_power_on:
@@ -135,6 +138,9 @@ class Bench:
             if isinstance(result, scsi.RecordUpdate):
                 self.records[result.record] = result.data
                 result = result.finish(None)
+            elif isinstance(result, scsi.AbortTasks):
+                self.aborted += result.nexuses
+                result = result.finish()
             else:
                 assert isinstance(result, block.Request)
                 result = self.step(result)

@@ -28,7 +28,7 @@ def cdbs(draw: st.DrawFn) -> bytes:
 def check(disk: Bench, command: scsi.Command) -> None:
     """The answer has a form that a transport can send."""
     outcome = disk.drive(command)
-    assert outcome.status in (scsi.GOOD, scsi.CONDITION_MET, scsi.CHECK_CONDITION)
+    assert outcome.status in (scsi.GOOD, scsi.CONDITION_MET, scsi.CHECK_CONDITION, scsi.RESERVATION_CONFLICT)
     assert bool(outcome.sense) is (outcome.status == scsi.CHECK_CONDITION)
     assert outcome.transfer_bytes >= 0
     if outcome.status != scsi.GOOD:
