@@ -258,7 +258,8 @@ def target(
     for number, address in enumerate(addresses):
         server.listen(address, listen_fds[number] if number < len(listen_fds) else None)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, frame: server.stop())
+        # The first one asks initiators to log out, a second one does not wait for them.
+        signal.signal(number, lambda signum, frame: server.stop() if server.shutdown.is_begun else server.shut_down())
     server.run()
     if server.refusal is not None:
         _complain(server.refusal.strerror or str(server.refusal))

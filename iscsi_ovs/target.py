@@ -33,6 +33,7 @@ from iscsi_ovs.targets.portals import Portals
 from iscsi_ovs.targets.reception import Reception
 from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
+from iscsi_ovs.targets.shutdown import Shutdown
 from iscsi_ovs.targets.volume_server import VolumeServer
 
 __all__ = ["DEFAULT_IQN_PREFIX", "Settings", "TargetServer", "assemble"]
@@ -56,6 +57,7 @@ class TargetServer:
         self.nodes = Nodes(core, self.disks, self.members)
         self.resets = Resets(self.disks, self.members, commands)
         self.resets.may_reset_target = self.nodes.may_reset
+        self.shutdown = Shutdown(core, self.members, self.stop)
         self.volume_server = VolumeServer(core, self.disks, self.members, records)
         self._execute = commands.execute  # bound once: on the path of every command
 
@@ -97,6 +99,11 @@ class TargetServer:
         """End run() (from a signal handler, for one)."""
         self.core.driver.stop()
 
+    def shut_down(self) -> None:
+        """End run() in good order: ask initiators to log out, then stop (from a signal handler, for one)."""
+        self.core.clock.call_later(0.0, self.shutdown.begin)
+        self.core.driver.wake()
+
     @property
     def refusal(self) -> OSError | None:
         """Why run() ended, where the volume server will never have us."""
@@ -107,7 +114,7 @@ class TargetServer:
     def connected(self, peer: str, local: Address, now: float, at: Address) -> Connection:
         """A TCP connection was accepted ``at`` a portal."""
         reception = Reception(self.core, self.nodes, self._portals, at, peer)
-        connection = Connection(reception, reception.tag, now, peer)
+        connection = Connection(reception, reception.tag, now, peer, self.core.settings.timing)
         connection.local = local
         connection.on_log = lambda message: logger.warning("%s: %s", peer, message)
         return connection

@@ -132,9 +132,18 @@ class Driver:
         """A connection has something to send at the end of this turn."""
         self._dirty.append(connection)
 
+    @property
+    def has_unsent(self) -> bool:
+        """Is there anything that the kernel has not taken yet?"""
+        return any(channel.connection.has_output for channel in self._channels.values())
+
     def stop(self) -> None:
         """Leave run() after this turn (from a signal handler or another thread, too)."""
         self._is_stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Turn now (from a signal handler or another thread, too)."""
         try:
             os.eventfd_write(self._stop_fd, 1)
         except (OSError, ValueError):

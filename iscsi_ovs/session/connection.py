@@ -25,21 +25,18 @@ from iscsi_ovs.login.text import join
 from iscsi_ovs.session import events, plain, transfer
 from iscsi_ovs.session.digest import DigestFraming, DigestOutbox
 from iscsi_ovs.session.framing import Framing, sink
+from iscsi_ovs.session.liveness import Liveness, Timing
 from iscsi_ovs.session.outbox import Outbox
+from iscsi_ovs.session.parting import Parting
 from iscsi_ovs.session.session import DiscoverySession, Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.states import HANDLERS, State
 from iscsi_ovs.session.tasks import Task
 from iscsi_ovs.wire import Derived
 
-LOGIN_TIMEOUT_S = 15.0
-NOP_INTERVAL_S = 30.0  # silence after which we ping
-NOP_TIMEOUT_S = 30.0  # … and after which, unanswered, the connection is given up
-TASK_MANAGEMENT_DEADLINE_S = 10.0  # Linux waits 15 s for an abort: say "rejected" before that, never "complete"
 LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
 OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
 OUTPUT_LIMIT_PIECES = 65536  # … and small answers cost more than their bytes
-STALL_LIMIT_S = 60.0  # after which a peer that takes no byte of its answers is given up: they hold slots
 UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
 
 
@@ -73,7 +70,15 @@ class Surroundings(Protocol):
 class Connection:
     """The protocol core of one connection."""
 
-    def __init__(self, surroundings: Surroundings, portal_group_tag: int, now: float, name: str = "") -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        portal_group_tag: int,
+        now: float,
+        name: str = "",
+        timing: Timing | None = None,
+    ) -> None:
+        self.timing = timing or Timing()
         self.name = name  # the peer's address, for the log
         self.local: Any = None  # our end's address, as the owner knows it
         self.surroundings = surroundings
@@ -97,11 +102,9 @@ class Connection:
         self._data_task: Task | None = None  # of the Data-Out that is being received, if it is still wanted
         self._failed: PduError | None = None
         self._now = now
-        self._last_heard = now
-        self._login_deadline = now + LOGIN_TIMEOUT_S
-        self._ping_deadline: float | None = None
-        self._progress_bytes = 0  # sent when it was last looked at
-        self._progress_at = now
+        self._login_deadline = now + self.timing.login_s
+        self._liveness = Liveness(self, now)
+        self.parting = Parting(self)
 
     # Bytes in and out ------------------------------------------------------------------------------------------
 
@@ -123,8 +126,7 @@ class Connection:
 
     def received(self, count: int, now: float) -> list[events.Event]:
         """``count`` bytes have come (0: the peer has closed). Returns what happened."""
-        self._now = self._last_heard = now
-        self._ping_deadline = None
+        self._now = self._liveness.last_heard = now
         if count == 0:
             return self.lost("the initiator closed the connection")
         try:
@@ -380,7 +382,7 @@ class Connection:
             self._framing = DigestFraming(self._framing, parameters.header_digest, parameters.data_digest)
             self.outbox = DigestOutbox(self.outbox, parameters.header_digest, parameters.data_digest)
         self._text = TextExchange(parameters, lambda: self.surroundings.targets(self))
-        self._last_heard = now
+        self._liveness.last_heard = now
         self._login_step = None
         self._framing.is_paused = False
         try:
@@ -467,37 +469,17 @@ class Connection:
         if not session.accepts(header):
             return
 
-        def act() -> None:
-            session.release_place(header)
-            reason = header.flags & 0x7F
-            if reason == pdu.REMOVE_FOR_RECOVERY:
-                self._answer_logout(header, pdu.RECOVERY_NOT_SUPPORTED)
-            elif reason == pdu.CLOSE_CONNECTION and header.cid != session.parameters.cid:
-                self._answer_logout(header, pdu.CID_NOT_FOUND)
-            elif reason in (pdu.CLOSE_SESSION, pdu.CLOSE_CONNECTION):
-                self.state = State.LOGGING_OUT
-                self.tell(events.SessionClosed(session, "logout"))
-                session.close()
-                session.when_idle(lambda: self._logged_out(header))
-            else:
-                raise PduError(pdu.REJECT_INVALID_PDU_FIELD, f"logout reason {reason}")
+        session.in_order(header, lambda: self.parting.logout(session, header))
 
-        session.in_order(header, act)
+    def begin_logout(self, session: Session) -> None:
+        """Nothing new is taken from here on; the last task is waited for."""
+        self.state = State.LOGGING_OUT
+        self.tell(events.SessionClosed(session, "logout"))
+        session.close()
 
-    def _answer_logout(self, header: pdu.LogoutRequest, response: int) -> None:
-        self.send(
-            pdu.LogoutResponse(
-                response=response,
-                initiator_task_tag=header.initiator_task_tag,
-                **self.numbers(),
-            )
-        )
-
-    def _logged_out(self, header: pdu.LogoutRequest) -> None:
-        if self.state is not State.LOGGING_OUT:
-            return
-        self._answer_logout(header, pdu.LOGOUT_SUCCESS)
-        self._end("logged out", is_error=False)
+    def end_logout(self, reason: str) -> None:
+        """The logout is answered."""
+        self._end(reason, is_error=False)
 
     def _in_session(self) -> Session:
         assert self.session is not None, "the table of states lets nothing through before"
@@ -513,37 +495,25 @@ class Connection:
     @property
     def management_deadline(self) -> float:
         """When a task management function that begins now is answered, done or not (CONTRACTS 2)."""
-        return self._now + TASK_MANAGEMENT_DEADLINE_S
+        return self._now + self.timing.management_s
 
     def tick(self, now: float) -> list[events.Event]:
         """Time has passed (call it about once a second)."""
         self._now = now
         if self.state is State.LOGIN and now > self._login_deadline:
-            self._end(f"no login within {LOGIN_TIMEOUT_S:.0f} s", is_error=True)
+            self._end(f"no login within {self.timing.login_s:.0f} s", is_error=True)
         elif self.state is State.FULL_FEATURE:
-            self._in_session().management.tick(now)
-            self._watch_progress(now)
-            self._keep_alive(now)
+            self._in_session().tick(now)
+            reason = self._liveness.tick(now)
+            if reason is not None:
+                self._end(reason, is_error=True)
+        elif self.state is State.LOGGING_OUT:
+            self.parting.tick(now)
         return self._take_events()
 
-    def _watch_progress(self, now: float) -> None:
-        sent_bytes = self.outbox.sent_bytes
-        if not self.has_output or sent_bytes != self._progress_bytes:
-            self._progress_bytes = sent_bytes
-            self._progress_at = now
-        elif now - self._progress_at > STALL_LIMIT_S:
-            self._end(f"it took no byte of its answers in {STALL_LIMIT_S:.0f} s", is_error=True)
-
-    def _keep_alive(self, now: float) -> None:
-        if not self.wants_read:
-            self._ping_deadline = None  # its answer could not be heard
-            return
-        if self._ping_deadline is not None:
-            if now > self._ping_deadline:
-                self._end(f"no answer to a NOP-In within {NOP_TIMEOUT_S:.0f} s", is_error=True)
-        elif now - self._last_heard > NOP_INTERVAL_S:
-            self._ping_deadline = now + NOP_TIMEOUT_S
-            self.send_nop_in(self._in_session().next_transfer_tag())
+    def ping(self) -> None:
+        """A NOP-In that the initiator has to answer."""
+        self.send_nop_in(self._in_session().next_transfer_tag())
 
     def send_nop_in(self, target_transfer_tag: int) -> None:
         """A ping; with the reserved tag, one that only brings numbers."""
@@ -589,6 +559,7 @@ class Connection:
             self.tell(events.SessionClosed(session, reason))
         if session is not None:
             session.close()
+        self.parting.forget()
         self.tell(events.ConnectionClosed(reason, is_error))
 
 

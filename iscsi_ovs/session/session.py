@@ -246,6 +246,10 @@ class Session:
         self._transfer_tag = transfer.next_tag(self._transfer_tag)
         return self._transfer_tag
 
+    def tick(self, now: float) -> None:
+        """Once a second: whoever has waited too long."""
+        self.management.tick(now)
+
     def log(self, message: str) -> None:
         self.connection.log(message)
 

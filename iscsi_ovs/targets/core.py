@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iscsi_ovs.config.sections import DEFAULT_IQN_PREFIX
 from iscsi_ovs.net.clock import Clock
@@ -12,6 +12,7 @@ from iscsi_ovs.net.driver import Driver
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.shm_client import Service
 
@@ -30,6 +31,8 @@ class Settings:
     instance: str = ""
     advertise: Address | None = None
     words: str = "iscsi target"  # what others are told who want a volume that we hold
+    timing: Timing = field(default_factory=Timing)
+    drain_s: float = 3.0  # how long initiators have to log out when the target stops
 
     def iqn(self, volume: str) -> str:
         """The iSCSI name of a volume's target."""
@@ -50,6 +53,7 @@ class Core:
         self.space = Space()
         self.owner = f"iscsi-{secrets.token_hex(8)}"  # all our handles share one writer's right (CONTRACTS 5)
         self.is_known = False  # what there is to serve: attached once
+        self.is_stopping = False  # nobody is let in any more
         self.control_fd = -1  # of the volume server, while it is watched
 
     def follow_control(self) -> None:

@@ -115,6 +115,9 @@ class Members:
 
     def login(self, connection: Connection, event: events.LoginOpened, node: Node) -> None:
         """A login to a node: it waits for its turn here."""
+        if self._core.is_stopping:
+            self._refuse(connection, "the target stops")
+            return
         if len(self._by_session) + len(self._discovery) + len(self._pending) >= self.limit:
             self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
             return
@@ -212,6 +215,11 @@ class Members:
     def _refuse(self, connection: Connection, reason: str) -> None:
         self.forget_pending(connection)
         self._core.refuse(connection, SERVICE_UNAVAILABLE, reason)
+
+    def refuse_pending(self, reason: str) -> None:
+        """No login that waits here is let in."""
+        for connection in list(self._pending):
+            self._refuse(connection, reason)
 
     def forget_pending(self, connection: Connection) -> None:
         """A connection ends: if its login waits here, it waits no longer."""

@@ -60,6 +60,8 @@ class Reception:
 
     def check_target(self, name: str) -> None:
         """Is it there, at this portal?"""
+        if self._core.is_stopping:
+            raise LoginError(*SERVICE_UNAVAILABLE, "the target stops")
         if not self._core.is_known:
             # Not "not found": Linux gives a session up for that, and this one may have outlived our predecessor.
             raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")

@@ -13,7 +13,7 @@ import pytest
 from iscsi_ovs import pdu
 from iscsi_ovs.login import text
 from iscsi_ovs.login.text import TextLimits
-from iscsi_ovs.session.connection import LOGIN_TIMEOUT_S
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.testing.initiator import encode
 from tests.corpus.scene import OTHER_NAME, Peer, Scene, scene
 from tests.targets.house import IQN
@@ -172,7 +172,7 @@ def test_f_is_no_flag_of_a_login() -> None:
         it.peer.is_wild = True
         it.send(login(flags(SECURITY, transit=False), identity()))
         it.says()
-        it.house.pass_time(LOGIN_TIMEOUT_S - 1)
+        it.house.pass_time(Timing().login_s - 1)
         assert not it.bad.connection.is_closed
         it.house.pass_time(2)
         assert it.bad.connection.is_closed

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.session.connection import LOGIN_TIMEOUT_S, STALL_LIMIT_S
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.testing.initiator import encode
 from tests.corpus.scene import READ, TAG, Client, Scene, command, read_cdb, scene
 from tests.corpus.test_first_pdu import OPERATIONAL, SECURITY, flags, identity, login
@@ -21,7 +21,7 @@ def test_a_login_a_byte_a_second() -> None:
     """Slow loris: bytes are no progress; the login's time runs from the connection on."""
     with scene() as it:
         whole = login(flags(SECURITY, OPERATIONAL), identity())
-        for at in range(int(LOGIN_TIMEOUT_S) + 2):
+        for at in range(int(Timing().login_s) + 2):
             if it.bad.connection.is_closed:
                 break
             it.send(whole[at : at + 1])
@@ -38,7 +38,7 @@ def test_ten_thousand_half_open_logins() -> None:
             client.give(login(flags(SECURITY, OPERATIONAL), identity())[:60])
         assert it.house.service.pool.free_slots == before
         it.house.login(isid=b"\x80\x12\x34\x56\x00\x77")
-        it.house.pass_time(LOGIN_TIMEOUT_S + 1)
+        it.house.pass_time(Timing().login_s + 1)
         assert all(client.connection.is_closed for client in few)
 
 
@@ -61,7 +61,7 @@ def test_answers_that_nobody_reads() -> None:
         assert not client.connection.wants_read
         it.others_go_on()
         it.house.pass_time(1)
-        it.house.pass_time(STALL_LIMIT_S + 1)
+        it.house.pass_time(Timing().stall_s + 1)
         assert client.connection.is_closed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from iscsi_ovs import pdu, scsi
-from iscsi_ovs.session.connection import TASK_MANAGEMENT_DEADLINE_S
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.management import MANAGEMENT_LIMIT
 from iscsi_ovs.testing.initiator import encode
 from tests.corpus.scene import READ, TAG, WRITE, Scene, command, read_cdb, scene, status, write_cdb
@@ -164,7 +164,7 @@ def test_a_reset_whose_write_never_gets_its_data() -> None:
         manage(it, pdu.LOGICAL_UNIT_RESET)
         it.good.attentions()
         it.others_go_on()
-        it.house.pass_time(TASK_MANAGEMENT_DEADLINE_S + 1)
+        it.house.pass_time(Timing().management_s + 1)
         assert responses(it) == [pdu.FUNCTION_COMPLETE]
         it.good.attentions()
 

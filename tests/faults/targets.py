@@ -135,12 +135,14 @@ class Bench:
 class ThreadTarget:
     """A TargetServer of this process, so that a test can look inside; its loop runs on a thread."""
 
+    settings = targets.Settings()
+
     def __init__(self, socket_path: Path) -> None:
         self.ready = threading.Event()
         self.failures: list[BaseException] = []
         self.service = Service(str(socket_path), segment_bytes=1 << 40, words="the target under test")
         self.server = targets.assemble(
-            self.service, targets.Settings(), lambda _: self.ready.set(), lambda _, iqn: None
+            self.service, self.settings, lambda _: self.ready.set(), lambda _, iqn: None
         )
         self.server.listen(Address("127.0.0.1", 0))
         self._threshold = gc.get_threshold()

@@ -16,7 +16,8 @@ import pytest
 
 from iscsi_ovs import pdu
 from iscsi_ovs.net import driver
-from iscsi_ovs.session import connection as connections
+from iscsi_ovs.session.liveness import Timing
+from iscsi_ovs.target import Settings
 from iscsi_ovs.testing.socket_initiator import LoginRefusedError
 from tests.faults.targets import Bench, Disk, ProcessTarget, ThreadTarget, wait_until
 
@@ -90,7 +91,7 @@ def test_abort_task(bench: Bench, late: Late) -> None:
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Task management gives up before the late write is over."""
-    monkeypatch.setattr(connections, "TASK_MANAGEMENT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(ThreadTarget, "settings", Settings(timing=Timing(management_s=0.1)))
     monkeypatch.setattr(driver, "TICK_S", 0.05)
 
 

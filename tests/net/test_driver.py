@@ -23,7 +23,7 @@ import pytest
 from iscsi_ovs import pdu
 from iscsi_ovs.net import driver, portal
 from iscsi_ovs.net.portal import Address
-from iscsi_ovs.session import connection as connections
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.testing.initiator import Initiator, encode
 from tests.net.owners import TARGET, EchoOwner, LoginOwner
 
@@ -470,7 +470,7 @@ def test_no_login_in_time(login: LoginOwner, clients: list[socket.socket]) -> No
     while not initiator.is_logged_in:
         clients[0].sendall(initiator.to_send())
         initiator.feed(login.read_some(clients[0]))
-    login.pass_time(connections.LOGIN_TIMEOUT_S - 1.0)
+    login.pass_time(Timing().login_s - 1.0)
     assert [found.is_closed for found in login.connections] == [False, False]
     login.pass_time(2.0)
     login.step()

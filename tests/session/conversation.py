@@ -16,6 +16,7 @@ from iscsi_ovs.errors import LoginError
 from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.storage.slots import SlotPool
@@ -36,12 +37,14 @@ def write_cdb(lba: int, blocks: int) -> bytes:
 class Conversation:
     """One connection, its initiator, and the owner of the connection."""
 
-    def __init__(self, slots: int = 256, space: Space | None = None, **identity: Any) -> None:
+    def __init__(
+        self, slots: int = 256, space: Space | None = None, timing: Timing | None = None, **identity: Any
+    ) -> None:
         if space is None:
             space = Space()
             space.attach(SlotPool(memoryview(bytearray(slots * 65536)), 65536), [])
         self.space = space
-        self.connection = Connection(self, 1, now=0.0, name="test")
+        self.connection = Connection(self, 1, now=0.0, name="test", timing=timing)
         self.initiator = Initiator(**identity)
         self.session: Session | None = None
         self.commands: list[scsi.Command] = []  # reported, not yet executed
@@ -168,6 +171,14 @@ class Conversation:
         self.run()
         assert self.session is not None
         return self.initiator
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by in ticks of a second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(self.now + 1.0, end)
+            self.happened(self.connection.tick(self.now))
+            self.run()
 
     def until(self, is_done: Callable[[], bool]) -> None:
         self.run()

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session import events
-from iscsi_ovs.session.connection import OUTPUT_LIMIT_PIECES, STALL_LIMIT_S
+from iscsi_ovs.session.connection import OUTPUT_LIMIT_PIECES
+from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.states import State
@@ -391,20 +392,20 @@ def test_pings_with_data_that_nobody_reads_end_the_connection() -> None:
 
 
 def test_who_never_reads_is_not_waited_for() -> None:
-    """Its answers hold slots that others wait for: without any progress in STALL_LIMIT_S the connection ends."""
+    """Its answers hold slots that others wait for: without any progress in Timing().stall_s the connection ends."""
     talk = Hostile()
     initiator = talk.login()
     initiator.command(read_cdb(0, 8), read=4096)
     talk.to_target(initiator.to_send())
     now = 0.0
-    while now < STALL_LIMIT_S + 2 and not talk.connection.is_closed:
+    while now < Timing().stall_s + 2 and not talk.connection.is_closed:
         now += 1.0
         talk.now = now
         initiator.nop_out(b"")
         talk.to_target(initiator.to_send())
         talk.happened(talk.connection.tick(now))
     closed(talk)
-    assert now > STALL_LIMIT_S - 2
+    assert now > Timing().stall_s - 2
     talk.end()
 
 

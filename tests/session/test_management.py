@@ -39,12 +39,6 @@ def requested(talk: Conversation) -> list[events.TaskManagementRequested]:
     return [event for event in talk.told if isinstance(event, events.TaskManagementRequested)]
 
 
-def pass_time(talk: Conversation, seconds: float) -> None:
-    talk.now += seconds
-    talk.happened(talk.connection.tick(talk.now))
-    talk.run()
-
-
 # Which function is whose ------------------------------------------------------------------------------------------
 
 
@@ -299,7 +293,7 @@ def test_a_function_waits_for_the_commands_numbered_before_it(function: int) -> 
     initiator.cmd_sn -= 1
     initiator.nop_out(b"", immediate=False)
     talk.run()
-    pass_time(talk, 1.0)
+    talk.pass_time(1.0)
     assert len(requested(talk)) == 2
     for event in requested(talk):
         abort_all(talk, event)
@@ -307,7 +301,7 @@ def test_a_function_waits_for_the_commands_numbered_before_it(function: int) -> 
     assert (first.response, second.response) == (pdu.FUNCTION_COMPLETE, pdu.FUNCTION_COMPLETE)
     initiator.cmd_sn += 1
     never = do(talk, function)
-    pass_time(talk, 11.0)
+    talk.pass_time(11.0)
     assert never.response == pdu.FUNCTION_REJECTED
     assert session_of(talk).management.under_way == []
 
@@ -358,7 +352,7 @@ def test_data_that_does_not_come_is_not_waited_for_long(reporting: str) -> None:
     abort_all(talk, requested(talk)[0])
     talk.run()
     assert result.is_complete == (reporting == "FastAbort")
-    pass_time(talk, DATA_GRACE_S + 0.1)
+    talk.pass_time(DATA_GRACE_S + 0.1)
     assert result.response == pdu.FUNCTION_COMPLETE
     assert len(session_of(talk).tasks) == 0
 
@@ -376,7 +370,7 @@ def test_an_aborted_task_is_dead_once_whoever_waits_for_its_data() -> None:
             assert result.response == pdu.FUNCTION_COMPLETE
         else:
             talk.happened(talk.connection.lost("cable"))
-        pass_time(talk, DATA_GRACE_S + 1)
+        talk.pass_time(DATA_GRACE_S + 1)
         assert len(session_of(talk).tasks) == 0
         assert session_of(talk).management.under_way == []
 

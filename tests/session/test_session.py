@@ -96,7 +96,7 @@ class Peer(Conversation):
         if not result.is_complete and r2t.initiator_task_tag not in self.aborts.values():
             self.initiator.answer(r2t)  # those of a task set that was aborted, too (section 4.2.3.3)
 
-    def pass_time(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
         self.now += seconds
         self.happened(self.connection.tick(self.now))
 
@@ -251,7 +251,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 1))
     def a_second_passes(self, number: int) -> None:
-        self.peer(number).pass_time(1.0)
+        self.peer(number).tick(1.0)
 
     @rule(number=st.integers(0, 1), pick=st.integers(0, 1000))
     def abort(self, number: int, pick: int) -> None:
@@ -322,7 +322,7 @@ class Machine(RuleBasedStateMachine):
                 while peer.unanswered:
                     peer.answer_one(0)
                     peer.move()
-                peer.pass_time(0.0)
+                peer.tick(0.0)
                 peer.move()
             if not self.in_server and not self.space.has_waiters:
                 break

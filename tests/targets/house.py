@@ -190,6 +190,7 @@ class FakeDriver:
         self.stopped = False
         self.listening: set[Address] = set()
         self.taken: set[Address] = set()  # by somebody else
+        self.has_unsent = False
 
     def watch(self, fd: int, callback: Callable[[int], None], mask: int = 1) -> None:
         assert fd not in self.watched

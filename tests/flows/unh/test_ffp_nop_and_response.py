@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iscsi_ovs import block, pdu, scsi
-from iscsi_ovs.session.connection import NOP_INTERVAL_S, NOP_TIMEOUT_S
+from iscsi_ovs.session.liveness import Timing
 from tests.corpus.scene import (
     NEITHER,
     TAG,
@@ -72,17 +72,17 @@ def test_ping_of_the_target(client: Client, house: House) -> None:
     """FFP 15.2, section 11.19: in silence the target pings: reserved task tag, a transfer tag, no data; the answer
     keeps the session, silence ends it."""
     client.initiator.received.clear()
-    house.pass_time(NOP_INTERVAL_S + 1)
+    house.pass_time(Timing().nop_interval_s + 1)
     house.run()
     (ping,) = came(client, pdu.NopIn)
     assert (ping.initiator_task_tag, ping.data_segment_length) == (pdu.RESERVED_TAG, 0)
     assert ping.target_transfer_tag != pdu.RESERVED_TAG
-    house.pass_time(NOP_TIMEOUT_S - 1)
+    house.pass_time(Timing().nop_timeout_s - 1)
     assert not client.connection.is_closed
     client.initiator.answer_pings = False
-    house.pass_time(NOP_INTERVAL_S + 1)
+    house.pass_time(Timing().nop_interval_s + 1)
     house.run()
-    house.pass_time(NOP_TIMEOUT_S + 1)
+    house.pass_time(Timing().nop_timeout_s + 1)
     assert client.connection.is_closed
 
 
