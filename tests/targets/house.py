@@ -231,7 +231,7 @@ class House:
         self.now = 100.0
         self.clock = Clock(lambda: self.now)
         self.target = TargetServer(self.service, self.clock)  # type: ignore[arg-type]
-        self.target.core.driver._epoll.close()
+        self.target.core.driver.close()
         self.driver = FakeDriver()
         self.target.core.driver = self.driver  # type: ignore[assignment]
         if configuration is None:
