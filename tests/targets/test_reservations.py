@@ -1,4 +1,4 @@
-"""Reservations through the whole target: sessions that come and go, a volume server that dies, tasks that are aborted."""
+"""Reservations through the whole target: sessions come and go, a volume server dies, tasks are aborted."""
 
 from __future__ import annotations
 
