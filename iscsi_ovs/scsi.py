@@ -11,7 +11,7 @@ This module opens nothing and waits for nothing; it imports no command set: targ
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -91,7 +91,31 @@ class AbortTasks:
     context: Any = None
 
 
-Execution = Outcome | block.Request | RecordUpdate | AbortTasks
+class Sanitize(enum.Enum):
+    """How a volume is sanitized, or that a failure to do so is to be left behind (SBC-3 5.24)."""
+
+    OVERWRITE = "overwrite"
+    BLOCK_ERASE = "block erase"
+    EXIT_FAILURE_MODE = "exit failure mode"
+
+
+@dataclass(slots=True)
+class SanitizeRequest:
+    """Sanitize the whole volume (SBC-3 4.11), then ``finish(error)``; with ``is_immediate`` as soon as it has begun for
+    good. From then on it goes on to its end, whatever becomes of the command, its session, the target or the server.
+
+    OVERWRITE fills every block with each of ``patterns`` in turn, one block long each. ``may_exit_failure``: should it
+    fail, EXIT_FAILURE_MODE is allowed.
+    """
+
+    kind: Sanitize
+    finish: Callable[[OSError | None], Execution]
+    patterns: Sequence[bytes] = ()
+    is_immediate: bool = False
+    may_exit_failure: bool = False
+
+
+Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest
 
 
 @dataclass(slots=True)
@@ -138,6 +162,7 @@ NOT_READY = Sense(0x02, 0x04, 0x00)  # LOGICAL UNIT NOT READY, CAUSE NOT REPORTA
 TARGET_PORT_IN_STANDBY_STATE = Sense(0x02, 0x04, 0x0B)
 TARGET_PORT_IN_UNAVAILABLE_STATE = Sense(0x02, 0x04, 0x0C)
 SANITIZE_IN_PROGRESS = Sense(0x02, 0x04, 0x1B)
+SANITIZE_COMMAND_FAILED = Sense(0x03, 0x31, 0x03)
 MEDIUM_NOT_PRESENT = Sense(0x02, 0x3A, 0x00)
 INVALID_COMMAND_OPERATION_CODE = Sense(0x05, 0x20, 0x00)
 INVALID_FIELD_IN_CDB = Sense(0x05, 0x24, 0x00)
@@ -241,6 +266,7 @@ class Operation:
     allowed_while_unavailable: bool = False  # in a port group in unavailable state (SPC-4 5.15.2.4.5)
     needs_thin: bool = False  # there only where logical block provisioning is
     changes_medium: bool | None = None  # None: it does if data goes out to it
+    ends_sanitize_failure: bool = False  # done even while a sanitize operation that failed keeps all else away
     conflicts: Conflict | Callable[[bytes], Conflict] = Conflict.WRITES
 
     def conflicts_of(self, cdb: bytes) -> Conflict:
@@ -387,6 +413,7 @@ class LogicalUnit:
         self.reservations: Any = None  # commands.reservations' own
         self.has_medium = True
         self._sanitize_progress: int | None = None
+        self._has_failed_to_sanitize = False
         self._has_restricted_nexuses = False  # some come in through a port group that does not reach the medium
         self.is_obstructed = False  # one of those above
         rows = command_set.operations if operations is None else operations
@@ -453,7 +480,7 @@ class LogicalUnit:
             if cdb[length - 1] & NACA:
                 raise invalid_field(length - 1, 2)
             if operation.needs_medium:
-                if self.is_obstructed and (refusal := self._refuse(command.nexus)) is not None:
+                if self.is_obstructed and (refusal := self._refuse(command.nexus, operation)) is not None:
                     return refusal
                 device = command.nexus.devices.get(self)
                 if device is None:
@@ -484,14 +511,14 @@ class LogicalUnit:
             raise CheckCondition(NOT_READY)
         return None
 
-    def _refuse(self, nexus: Nexus) -> Outcome | None:
+    def _refuse(self, nexus: Nexus, operation: Operation | None = None) -> Outcome | None:
         """Does something stand between this nexus and the medium?"""
         condition = self.not_ready(nexus)
-        if self.blocked_because is not None and condition is None:
-            return Outcome(BUSY)
         if condition is not None:
-            raise condition
-        return None
+            is_helped = operation is not None and operation.ends_sanitize_failure
+            if not is_helped or condition.sense != SANITIZE_COMMAND_FAILED:
+                raise condition
+        return None if self.blocked_because is None else Outcome(BUSY)
 
     def not_ready(self, nexus: Nexus) -> CheckCondition | None:
         """Why the unit is not ready for a nexus, if it is not (a unit that is BUSY may be)."""
@@ -504,6 +531,8 @@ class LogicalUnit:
             return CheckCondition(MEDIUM_NOT_PRESENT)
         if self._sanitize_progress is not None:
             return CheckCondition(SANITIZE_IN_PROGRESS, Progress(self._sanitize_progress))
+        if self._has_failed_to_sanitize:
+            return CheckCondition(SANITIZE_COMMAND_FAILED)
         return None
 
     def _check_available(self, operation: Operation, nexus: Nexus) -> None:
@@ -642,6 +671,16 @@ class LogicalUnit:
         self._sanitize_progress = progress
         self._obstruct()
 
+    @property
+    def has_failed_to_sanitize(self) -> bool:
+        """The last sanitize operation failed: nothing of the medium is shown before one succeeds (SBC-3 4.11.3)."""
+        return self._has_failed_to_sanitize
+
+    @has_failed_to_sanitize.setter
+    def has_failed_to_sanitize(self, has_failed: bool) -> None:
+        self._has_failed_to_sanitize = has_failed
+        self._obstruct()
+
     def access_changed(self) -> None:
         """Some port group that reaches this unit has another access state."""
         self._has_restricted_nexuses = any(nexus.port_group.is_restricted for nexus in self._nexuses.values())
@@ -652,6 +691,7 @@ class LogicalUnit:
             self.blocked_because is not None
             or not self.has_medium
             or self._sanitize_progress is not None
+            or self._has_failed_to_sanitize
             or self._has_restricted_nexuses
         )
 

@@ -30,6 +30,23 @@ PBDATA_LBDATA = 0x06  # obsolete
 NDOB = 0x01  # WRITE SAME (16)
 UNMAP_ANCHOR = 0x01
 
+# Byte 1 of SANITIZE, beside the service action; the first byte of the parameter list of OVERWRITE
+SANITIZE_IMMED = 0x80
+ZNR = 0x40  # for zoned devices
+AUSE = 0x20
+INVERT = 0x80
+SANITIZE_TEST = 0x60  # vendor specific
+OVERWRITE_COUNT = 0x1F
+
+# Byte 1 of FORMAT UNIT, and its parameter list
+FMTPINFO = 0xC0
+LONGLIST = 0x20
+FMTDATA = 0x10
+PROTECTION_FIELD_USAGE = 0x07
+FOV = 0x80
+FORMAT_OPTIONS = 0x78  # DPRY, DCRT, STPF, IP: of which IP asks for something
+IP = 0x08
+
 DEFECT_LIST = 0x1F  # READ DEFECT DATA: which lists, in which format
 
 EVPD = 0x01
@@ -285,6 +302,23 @@ class ReadDefectData12(Derived):
     )  # fmt: skip
 
 
+class Sanitize(Derived):
+    """SBC-3 5.24. IMMED, ZNR (SBC-4) and AUSE stand above the service action."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "reserved_2" / Bytes(5), "parameter_list_length" / Int16ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class FormatUnit(Derived):
+    """SBC-3 5.3."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "vendor_specific_2" / Int8ub, "obsolete_3" / Int16ub, "control" / Int8ub
+    )
+
+
 class ExtendedCopy(Derived):
     """SPC-4 6.4 (LID1)."""
 
@@ -325,6 +359,27 @@ class UnmapDescriptor(Derived):
     """SBC-3 5.28.2."""
 
     declaration = Struct("lba" / Int64ub, "blocks" / Int32ub, "reserved_12" / Int32ub)
+
+
+class SanitizeOverwrite(Derived):
+    """SBC-3 5.24.2.2: the pattern follows."""
+
+    declaration = Struct("flags" / Int8ub, "reserved_1" / Int8ub, "pattern_length" / Int16ub)
+
+
+class FormatHeaderShort(Derived):
+    """SBC-3 5.3.2.2."""
+
+    declaration = Struct("protection" / Int8ub, "flags" / Int8ub, "defect_list_length" / Int16ub)
+
+
+class FormatHeaderLong(Derived):
+    """SBC-3 5.3.2.2, with LONGLIST."""
+
+    declaration = Struct(
+        "protection" / Int8ub, "flags" / Int8ub, "reserved_2" / Int8ub, "protection_interval" / Int8ub,
+        "defect_list_length" / Int32ub,
+    )  # fmt: skip
 
 
 class LbaStatusHeader(Derived):

@@ -18,6 +18,7 @@ from iscsi_ovs.commands import (
     mode_select,
     provisioning,
     reservations,
+    sanitize,
     sbc,
     sense,
     spc,
@@ -74,6 +75,14 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
     return _hex(f"{opcode:02x} {flags:02x} ffffffffffffffff ffffffff 00 00")
 
 
+def _sanitize(service_action: int, name: str, direction: Direction, handler: _Handler) -> Operation:
+    """It changes the medium whether or not data goes out, and is what helps after a sanitize operation that failed."""
+    return Operation(
+        0x48, service_action, name, direction, _hex(f"48 {0xA0 | service_action:02x} 0000000000 ffff 00"), handler,
+        _MEDIUM, changes_medium=True, ends_sanitize_failure=True,
+    )  # fmt: skip
+
+
 def _receive_copy(service_action: int) -> bytes:
     return _hex(f"84 {service_action:02x} ff 00000000000000 ffffffff 00 00")
 
@@ -110,6 +119,7 @@ def _reserve_out(service_action: int, name: str, handler: _Handler, scope_type: 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(0x00, None, "TEST UNIT READY",      _NONE, _hex("00 00 00000000"), spc.test_unit_ready, _MEDIUM),
     _always(Operation(0x03, None, "REQUEST SENSE", _IN,  _hex("03 01 0000ff00"), spc.request_sense)),
+    Operation(0x04, None, "FORMAT UNIT",          _OUT,  _hex("04 f0 00 0000 00"), sanitize.format_unit, _MEDIUM),
     Operation(0x08, None, "READ (6)",             _IN,   _hex("08 1fffff ff00"), sbc.read_6, _MEDIUM),
     Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
@@ -130,6 +140,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x37, None, "READ DEFECT DATA (10)", _IN,  _READ_DEFECT_DATA_10, medium.read_defect_data_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
+    _sanitize(0x01, "SANITIZE (OVERWRITE)",       _OUT,  sanitize.overwrite),
+    _thin(_sanitize(0x02, "SANITIZE (BLOCK ERASE)", _NONE, sanitize.block_erase)),
+    _sanitize(0x1F, "SANITIZE (EXIT FAILURE MODE)", _NONE, sanitize.exit_failure_mode),
     Operation(0x4D, None, "LOG SENSE",            _IN,   _hex("4d 03 ff ff 00 ffff ffff 00"), log_pages.log_sense),
     Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
     Operation(0x56, None, "RESERVE (10)",         _NONE, _hex("56 13 0000000000 0000 00"), reservations.reserve_10),

@@ -93,7 +93,8 @@ def extended_copy(unit: LogicalUnit, command: Command) -> Execution:
     if usage != descriptors.NO_LIST_ID and key in copies and copies[key].is_under_way:
         raise CheckCondition(sense.OPERATION_IN_PROGRESS)
     targets = _targets(command.nexus, data[: header.target_list_length])
-    segments = _segments(targets, data[header.target_list_length :], _HEADER_BYTES + header.target_list_length)
+    start = header.target_list_length
+    segments = _segments(command.nexus, targets, data[start:], _HEADER_BYTES + start)
     copy = Copy(command, segments)
     if usage != descriptors.NO_LIST_ID:
         copies[key] = copy
@@ -140,7 +141,7 @@ def _targets(nexus: Nexus, data: bytes) -> list[_Target]:
     return targets
 
 
-def _segments(targets: list[_Target], data: bytes, start: int) -> list[_Segment]:
+def _segments(nexus: Nexus, targets: list[_Target], data: bytes, start: int) -> list[_Segment]:
     """``start``: where in the parameter list the segment descriptors begin."""
     segments: list[_Segment] = []
     at = 0
@@ -155,12 +156,12 @@ def _segments(targets: list[_Target], data: bytes, start: int) -> list[_Segment]
             raise CheckCondition(sense.UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE, pointer)
         if header.length != _SEGMENT_BYTES - descriptors.SegmentHeader.SIZE or len(data) - at < _SEGMENT_BYTES:
             raise _invalid_parameter(start + at + 2)
-        segments.append(_segment(targets, descriptors.BlockToBlock.unpack_from(data, at), start + at))
+        segments.append(_segment(nexus, targets, descriptors.BlockToBlock.unpack_from(data, at), start + at))
         at += _SEGMENT_BYTES
     return segments
 
 
-def _segment(targets: list[_Target], descriptor: descriptors.BlockToBlock, at: int) -> _Segment:
+def _segment(nexus: Nexus, targets: list[_Target], descriptor: descriptors.BlockToBlock, at: int) -> _Segment:
     for index in (descriptor.source_index, descriptor.destination_index):
         if index >= len(targets):
             raise CheckCondition(sense.UNREACHABLE_COPY_TARGET)

@@ -16,6 +16,7 @@ TIMEOUTS = "000a 00 00 00000000 00000000".replace(" ", "")
 PROMISED = [
     "TEST UNIT READY",
     "REQUEST SENSE",
+    "FORMAT UNIT",
     "READ (6)",
     "WRITE (6)",
     "INQUIRY",
@@ -36,6 +37,9 @@ PROMISED = [
     "READ DEFECT DATA (10)",
     "WRITE SAME (10)",
     "UNMAP",
+    "SANITIZE (OVERWRITE)",
+    "SANITIZE (BLOCK ERASE)",
+    "SANITIZE (EXIT FAILURE MODE)",
     "LOG SENSE",
     "MODE SELECT (10)",
     "RESERVE (10)",
@@ -110,7 +114,8 @@ def test_what_writes() -> None:
     assert {row.name for row in OPERATIONS if row.writes} == {
         "WRITE (6)", "WRITE (10)", "WRITE (12)", "WRITE (16)", "WRITE SAME (10)", "WRITE SAME (16)", "UNMAP",
         "WRITE AND VERIFY (10)", "WRITE AND VERIFY (12)", "WRITE AND VERIFY (16)", "COMPARE AND WRITE", "ORWRITE (16)",
-        "WRITE ATOMIC (16)", "EXTENDED COPY (LID1)",
+        "WRITE ATOMIC (16)", "EXTENDED COPY (LID1)", "FORMAT UNIT", "SANITIZE (OVERWRITE)", "SANITIZE (BLOCK ERASE)",
+        "SANITIZE (EXIT FAILURE MODE)",
     }  # fmt: skip
 
 
