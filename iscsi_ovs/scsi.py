@@ -11,7 +11,7 @@ This module opens nothing and waits for nothing; it imports no command set: targ
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -104,15 +104,17 @@ class SanitizeRequest:
     """Sanitize the whole volume (SBC-3 4.11), then ``finish(error)``; with ``is_immediate`` as soon as it has begun for
     good. From then on it goes on to its end, whatever becomes of the command, its session, the target or the server.
 
-    OVERWRITE fills every block with each of ``patterns`` in turn, one block long each. ``may_exit_failure``: should it
-    fail, EXIT_FAILURE_MODE is allowed.
+    OVERWRITE fills every block with ``pattern``, one block long, in so many passes; ``is_inverted``: each against the
+    one before it. ``may_exit_failure``: should it fail, EXIT_FAILURE_MODE is allowed.
     """
 
     kind: Sanitize
     finish: Callable[[OSError | None], Execution]
-    patterns: Sequence[bytes] = ()
     is_immediate: bool = False
     may_exit_failure: bool = False
+    pattern: bytes = b""
+    passes: int = 1
+    is_inverted: bool = False
 
 
 Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest

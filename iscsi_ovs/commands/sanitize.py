@@ -29,6 +29,8 @@ from iscsi_ovs.scsi import (
 )
 
 _OVERWRITE_HEADER_BYTES = 4
+# The volume server has gone, or somebody else begins one, or writes: whoever tries again hears how that stands.
+_TRY_AGAIN = frozenset((errno.ECONNRESET, errno.EBUSY))
 
 # SANITIZE -------------------------------------------------------------------------------------------------------
 
@@ -58,14 +60,13 @@ def overwrite(unit: LogicalUnit, command: Command) -> Execution:
     pattern = data[_OVERWRITE_HEADER_BYTES : _OVERWRITE_HEADER_BYTES + pattern_bytes]
     pattern = (pattern * -(-unit.block_bytes // pattern_bytes))[: unit.block_bytes]
     request = _request(unit, fields, Sanitize.OVERWRITE, length)
-    request.patterns = _patterns(pattern, passes, bool(header.flags & cdb.INVERT))
+    request.passes = passes
+    request.is_inverted = bool(header.flags & cdb.INVERT)
+    # "If the INVERT bit is set to one and the OVERWRITE COUNT field is an even number, then the pattern used for the
+    # first write pass shall consist of … the inversion": the last pass leaves the pattern itself.
+    is_first_inverted = request.is_inverted and passes % 2 == 0
+    request.pattern = bytes(byte ^ 0xFF for byte in pattern) if is_first_inverted else pattern
     return request
-
-
-def _patterns(pattern: bytes, passes: int, inverts: bool) -> list[bytes]:
-    """One a pass. With INVERT they alternate, and the last one is the pattern as it is."""
-    inverted = bytes(0xFF ^ byte for byte in pattern)
-    return [inverted if inverts and left % 2 else pattern for left in range(passes - 1, -1, -1)]
 
 
 def block_erase(unit: LogicalUnit, command: Command) -> Execution:
@@ -77,11 +78,13 @@ def block_erase(unit: LogicalUnit, command: Command) -> Execution:
 
 
 def exit_failure_mode(unit: LogicalUnit, command: Command) -> Execution:
-    """SBC-3 5.24.2.5: back to ordinary work after a sanitize operation that failed, if that was started with AUSE.
+    """Back to ordinary work after a sanitize operation that failed, if that was started with AUSE (SBC-3 4.11.3).
     Without a failure there is nothing to leave, and no error in that."""
     fields = _checked(command)
     if fields.parameter_list_length:
         raise invalid_field(7)
+    if not unit.has_failed_to_sanitize:
+        return Outcome()
     return _request(unit, fields, Sanitize.EXIT_FAILURE_MODE, 0)
 
 
@@ -109,8 +112,11 @@ def _sanitized(unit: LogicalUnit, transfer_bytes: int, error: OSError | None) ->
     what the initiator hears next is how far it has come."""
     if error is None:
         return Outcome(transfer_bytes=transfer_bytes)
-    if error.errno == errno.ECONNRESET:
+    if error.errno in _TRY_AGAIN:
         return Outcome(BUSY)
+    if error.errno == errno.EPERM:
+        # After a failure without AUSE: neither EXIT FAILURE MODE nor a SANITIZE with AUSE (SBC-3 5.24.1).
+        return Outcome(CHECK_CONDITION, unit.build_sense(invalid_field(1)))
     return Outcome(CHECK_CONDITION, unit.build_sense(CheckCondition(sense.SANITIZE_COMMAND_FAILED)))
 
 

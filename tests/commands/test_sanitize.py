@@ -41,23 +41,31 @@ def test_overwrite(disk: Bench, length: int) -> None:
     assert (outcome.status, outcome.transfer_bytes) == (scsi.GOOD, len(data))
     (request,) = disk.sanitizes
     assert (request.kind, request.is_immediate, request.may_exit_failure) == (Sanitize.OVERWRITE, False, False)
-    (one,) = request.patterns
-    assert one == (data[4:] * BLOCK)[:BLOCK]
+    assert request.pattern == (data[4:] * BLOCK)[:BLOCK]
+    assert (request.passes, request.is_inverted) == (1, False)
 
 
 def test_overwrite_passes(disk: Bench) -> None:
-    """OVERWRITE COUNT; with INVERT they alternate, and the last leaves the pattern itself."""
+    """OVERWRITE COUNT; with INVERT they alternate, and begin so that the last leaves the pattern itself."""
     normal, inverted = b"\xa5" * BLOCK, b"\x5a" * BLOCK
-    for flags, expected in (
-        (0x01, [normal]), (0x03, [normal] * 3), (0x1F, [normal] * 31), (0x81, [normal]), (0x82, [inverted, normal]),
-        (0x83, [normal, inverted, normal]),
-    ):  # fmt: skip
+    for flags, first in (
+        (0x01, normal),
+        (0x02, normal),
+        (0x1F, normal),
+        (0x81, normal),
+        (0x82, inverted),
+        (0x83, normal),
+    ):
         sanitize(disk, OVERWRITE, parameters(b"\xa5", flags))
-        assert disk.sanitizes.pop().patterns == expected
+        request = disk.sanitizes.pop()
+        assert (request.passes, request.is_inverted, request.pattern) == (flags & 0x1F, flags > 0x80, first)
 
 
 def test_block_erase_and_exit(disk: Bench) -> None:
-    """No data; IMMED and AUSE are passed on."""
+    """No data; IMMED and AUSE are passed on. Without a failure there is nothing to exit from, and nobody is asked."""
+    assert sanitize(disk, EXIT) == scsi.Outcome()
+    assert disk.sanitizes == []
+    disk.unit.has_failed_to_sanitize = True
     for action, kind in ((BLOCK_ERASE, Sanitize.BLOCK_ERASE), (EXIT, Sanitize.EXIT_FAILURE_MODE)):
         assert sanitize(disk, action) == scsi.Outcome()
         request = disk.sanitizes.pop()
@@ -115,6 +123,10 @@ def test_how_it_ends(disk: Bench) -> None:
     assert code(sanitize(disk, BLOCK_ERASE)) == FAILED
     disk.sanitize_error = OSError(errno.ECONNRESET, "the server")
     assert sanitize(disk, BLOCK_ERASE).status == scsi.BUSY
+    # one failed without AUSE before
+    disk.sanitize_error = OSError(errno.EPERM, "may not be exited")
+    disk.unit.has_failed_to_sanitize = True
+    assert code(sanitize(disk, EXIT)) == code(sanitize(disk, BLOCK_ERASE, flags=AUSE)) == INVALID_FIELD
 
 
 def test_a_protected_unit_is_not_wiped() -> None:
