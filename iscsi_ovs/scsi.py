@@ -104,17 +104,15 @@ class SanitizeRequest:
     """Sanitize the whole volume (SBC-3 4.11), then ``finish(error)``; with ``is_immediate`` as soon as it has begun for
     good. From then on it goes on to its end, whatever becomes of the command, its session, the target or the server.
 
-    OVERWRITE fills every block with ``pattern``, one block long, in so many passes; ``is_inverted``: each against the
-    one before it. ``may_exit_failure``: should it fail, EXIT_FAILURE_MODE is allowed.
+    OVERWRITE fills every block with each of ``patterns`` in turn, one block long each. ``may_exit_failure``: should it
+    fail, EXIT_FAILURE_MODE is allowed.
     """
 
     kind: Sanitize
     finish: Callable[[OSError | None], Execution]
     is_immediate: bool = False
     may_exit_failure: bool = False
-    pattern: bytes = b""
-    passes: int = 1
-    is_inverted: bool = False
+    patterns: list[bytes] = field(default_factory=list)
 
 
 Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest
@@ -536,6 +534,11 @@ class LogicalUnit:
         if self._has_failed_to_sanitize:
             return CheckCondition(SANITIZE_COMMAND_FAILED)
         return None
+
+    def is_reserved_against(self, nexus: Nexus, opcode: int) -> bool:
+        """Would a reservation refuse this nexus a command with this opcode?"""
+        gate = self.reservation
+        return gate is not None and gate.refuses(nexus, self._by_opcode[opcode], bytes((opcode,)))
 
     def _check_available(self, operation: Operation, nexus: Nexus) -> None:
         """Through an unavailable port group only those commands that SPC-4 lists are done."""

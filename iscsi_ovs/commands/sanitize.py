@@ -60,13 +60,15 @@ def overwrite(unit: LogicalUnit, command: Command) -> Execution:
     pattern = data[_OVERWRITE_HEADER_BYTES : _OVERWRITE_HEADER_BYTES + pattern_bytes]
     pattern = (pattern * -(-unit.block_bytes // pattern_bytes))[: unit.block_bytes]
     request = _request(unit, fields, Sanitize.OVERWRITE, length)
-    request.passes = passes
-    request.is_inverted = bool(header.flags & cdb.INVERT)
-    # "If the INVERT bit is set to one and the OVERWRITE COUNT field is an even number, then the pattern used for the
-    # first write pass shall consist of … the inversion": the last pass leaves the pattern itself.
-    is_first_inverted = request.is_inverted and passes % 2 == 0
-    request.pattern = bytes(byte ^ 0xFF for byte in pattern) if is_first_inverted else pattern
+    request.patterns = _patterns(pattern, passes, bool(header.flags & cdb.INVERT))
     return request
+
+
+def _patterns(pattern: bytes, passes: int, inverts: bool) -> list[bytes]:
+    """One a pass. "If the INVERT bit is set to one and the OVERWRITE COUNT field is an even number, then the pattern
+    used for the first write pass shall consist of … the inversion": the last one is always the pattern as it is."""
+    inverted = bytes(byte ^ 0xFF for byte in pattern)
+    return [inverted if inverts and left % 2 else pattern for left in range(passes - 1, -1, -1)]
 
 
 def block_erase(unit: LogicalUnit, command: Command) -> Execution:

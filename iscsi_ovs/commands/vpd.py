@@ -46,7 +46,7 @@ EVERY_PAGE, EVERY_SUBPAGE, SHARED = 0x3F, 0xFF, 0x00
 
 UGAVALID = 0x80000000
 WSNZ = 0x01
-WABEREQ_READABLE = 0x40  # 01b: after SANITIZE (BLOCK ERASE) "the device server completes read commands"
+WABEREQ_READABLE = 0x40  # 01b: after SANITIZE, BLOCK ERASE "the device server completes read commands"
 LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
 THIN = 0x02
 
@@ -285,7 +285,7 @@ def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
 def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     return BlockDeviceCharacteristics(
         medium_rotation_rate=unit.personality.rotation_rate,
-        flags_7=WABEREQ_READABLE if unit.personality.is_thin else 0,  # thick ones have no SANITIZE (BLOCK ERASE)
+        flags_7=WABEREQ_READABLE if unit.personality.is_thin else 0,  # thick ones have no SANITIZE, BLOCK ERASE
     ).pack()
 
 

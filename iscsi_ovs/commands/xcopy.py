@@ -33,6 +33,7 @@ from iscsi_ovs.scsi import (
 _HEADER_BYTES = descriptors.ParameterListHeader.SIZE
 _TARGET_BYTES = descriptors.IdentificationTarget.SIZE
 _SEGMENT_BYTES = descriptors.BlockToBlock.SIZE
+_READ_16, _WRITE_16 = 0x88, 0x8A  # what a segment is, to its source and to its destination
 
 # COPY STATUS (SPC-4 6.18.2)
 IN_PROGRESS, COMPLETED, FAILED = 0x00, 0x01, 0x02
@@ -181,8 +182,12 @@ def _segment(nexus: Nexus, targets: list[_Target], descriptor: descriptors.Block
         offsets.append(lba * block_bytes)
     if destination.is_write_protected:
         raise CheckCondition(Sense(sense.COPY_ABORTED_KEY, *sense.WRITE_PROTECTED[1:]))
-    if source.unit.is_obstructed or destination.unit.is_obstructed:
-        raise CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
+    for target, opcode in ((source, _READ_16), (destination, _WRITE_16)):
+        unit = target.unit
+        is_obstructed = unit.blocked_because is not None or unit.not_ready(nexus) is not None
+        # SPC-4 5.16.7: a copy manager reaches for a target as the initiator itself would.
+        if is_obstructed or unit.is_reserved_against(nexus, opcode):
+            raise CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
     return _Segment(source, offsets[0], destination, offsets[1], length_bytes)
 
 

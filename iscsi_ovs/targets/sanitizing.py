@@ -35,15 +35,7 @@ class Sanitizing:
         if disk is None:
             self._commands.proceed(command, request.finish(OSError(errno.ENOENT, "the volume has gone")))
             return
-        message = control.Sanitize(
-            0,
-            disk.name,
-            request.kind.value,
-            request.pattern,
-            request.passes,
-            request.is_inverted,
-            request.may_exit_failure,
-        )
+        message = control.Sanitize(0, disk.name, request.kind.value, request.patterns, request.may_exit_failure)
         self._core.service.sanitize(message, partial(self._begun, command, request))
         self._core.follow_control()
 

@@ -41,24 +41,18 @@ def test_overwrite(disk: Bench, length: int) -> None:
     assert (outcome.status, outcome.transfer_bytes) == (scsi.GOOD, len(data))
     (request,) = disk.sanitizes
     assert (request.kind, request.is_immediate, request.may_exit_failure) == (Sanitize.OVERWRITE, False, False)
-    assert request.pattern == (data[4:] * BLOCK)[:BLOCK]
-    assert (request.passes, request.is_inverted) == (1, False)
+    assert request.patterns == [(data[4:] * BLOCK)[:BLOCK]]
 
 
 def test_overwrite_passes(disk: Bench) -> None:
-    """OVERWRITE COUNT; with INVERT they alternate, and begin so that the last leaves the pattern itself."""
+    """OVERWRITE COUNT; with INVERT they alternate, and the last leaves the pattern itself."""
     normal, inverted = b"\xa5" * BLOCK, b"\x5a" * BLOCK
-    for flags, first in (
-        (0x01, normal),
-        (0x02, normal),
-        (0x1F, normal),
-        (0x81, normal),
-        (0x82, inverted),
-        (0x83, normal),
-    ):
+    for flags, expected in (
+        (0x01, [normal]), (0x03, [normal] * 3), (0x1F, [normal] * 31), (0x81, [normal]), (0x82, [inverted, normal]),
+        (0x83, [normal, inverted, normal]),
+    ):  # fmt: skip
         sanitize(disk, OVERWRITE, parameters(b"\xa5", flags))
-        request = disk.sanitizes.pop()
-        assert (request.passes, request.is_inverted, request.pattern) == (flags & 0x1F, flags > 0x80, first)
+        assert disk.sanitizes.pop().patterns == expected
 
 
 def test_block_erase_and_exit(disk: Bench) -> None:
