@@ -1,4 +1,4 @@
-"""sg3-utils on a real Linux initiator: what another project's tools make of the unit's commands, pages and parameters."""
+"""sg3-utils on a real Linux initiator: what tools of another project make of the unit, its pages, its commands."""
 
 from __future__ import annotations
 
