@@ -221,6 +221,15 @@ class LogSense(Derived):
     )  # fmt: skip
 
 
+class Timestamp(Derived):
+    """REPORT (SPC-4 6.38) and SET TIMESTAMP (6.46), where the length is that of the parameter list."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "reserved_2" / Int32ub, "allocation_length" / Int32ub,
+        "reserved_10" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
 class SendDiagnostic(Derived):
     """SPC-4 6.42."""
 
@@ -487,3 +496,18 @@ class SetTargetPortGroup(Derived):
     """SPC-4 table 299: a descriptor."""
 
     declaration = Struct("state" / Int8ub, "reserved_1" / Int8ub, "target_port_group" / Int16ub)
+
+
+class TimestampData(Derived):
+    """SPC-4 table 270."""
+
+    declaration = Struct(
+        "length" / Int16ub, "origin" / Int8ub, "reserved_3" / Int8ub, "timestamp" / Bytes(6), "reserved_10" / Int16ub
+    )
+    defaults: ClassVar[dict[str, int]] = {"length": 0x0A}
+
+
+class SetTimestampData(Derived):
+    """SPC-4 table 302."""
+
+    declaration = Struct("reserved_0" / Int32ub, "timestamp" / Bytes(6), "reserved_10" / Int16ub)

@@ -24,6 +24,7 @@ from iscsi_ovs.commands import (
     spc,
     start_stop,
     supported,
+    timestamp,
     verify,
     write_through,
     xcopy,
@@ -100,6 +101,8 @@ _PREVENT_ALLOW = "PREVENT ALLOW MEDIUM REMOVAL"
 _PREVENT_USAGE = _hex("1e 000000 03 00")
 _RTPG = _hex("a3 ea 00000000 ffffffff 00 00")
 _STPG = _hex("a4 0a 00000000 ffffffff 00 00")
+_TIMESTAMP = _hex("a3 0f 00000000 ffffffff 00 00")
+_SET_TIMESTAMP = _hex("a4 0f 00000000 ffffffff 00 00")
 _RSTMF = "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS"
 _RSTMF_USAGE = _hex("a3 0d 80 000000 ffffffff 00 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
@@ -179,7 +182,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _about_paths(Operation(0xA3, 0x0A, "REPORT TARGET PORT GROUPS", _IN, _RTPG, alua.report_target_port_groups)),
     Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, supported.report_supported_operation_codes),
     Operation(0xA3, 0x0D, _RSTMF, _IN, _RSTMF_USAGE, supported.report_supported_task_management_functions),
+    Operation(0xA3, 0x0F, "REPORT TIMESTAMP",     _IN,   _TIMESTAMP, timestamp.report_timestamp),
     _about_paths(Operation(0xA4, 0x0A, "SET TARGET PORT GROUPS", _OUT, _STPG, alua.set_target_port_groups)),
+    Operation(0xA4, 0x0F, "SET TIMESTAMP",        _OUT,  _SET_TIMESTAMP, timestamp.set_timestamp),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
     Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
     Operation(0xAE, None, "WRITE AND VERIFY (12)", _OUT, _at_lba_12(0xAE, 0x16), verify.write_and_verify_12, _MEDIUM),

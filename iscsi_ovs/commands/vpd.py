@@ -15,7 +15,7 @@ from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import alua, third_party_copy
-from iscsi_ovs.ports import PortGroup
+from iscsi_ovs.scsi import PortGroup
 from iscsi_ovs.wire import Derived
 
 RMB = 0x80

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET
+from iscsi_ovs.net.clock import wall_ms
 from iscsi_ovs.shm_client import DeviceHandle
 from iscsi_ovs.targets.core import Core
 from shm_server.abi import control
@@ -91,6 +92,7 @@ class Disks:
         geometry = block.Geometry(info.size_bytes, generation=info.generation)
         unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
         unit.power_on = self._core.owner
+        unit.now_ms = wall_ms
         disk = Disk(info, unit)
         _tell_sanitize(disk)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk

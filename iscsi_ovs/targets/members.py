@@ -109,7 +109,8 @@ class Members:
         if not core.is_known:  # it would find nothing
             self._refuse(connection, "the volume server was not reached yet")
             return
-        session, told = connection.admit(self._nexus(event), self._next_tsih(), core.clock.now())
+        nexus = self._nexus(event, scsi.TargetPorts("", ()))
+        session, told = connection.admit(nexus, self._next_tsih(), core.clock.now())
         self._discovery.add(session)
         core.happened(connection, told)
 
@@ -121,7 +122,7 @@ class Members:
         if len(self._by_session) + len(self._discovery) + len(self._pending) >= self.limit:
             self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
             return
-        nexus = self._nexus(event)
+        nexus = self._nexus(event, node.ports)
         if event.tsih:
             self._replace_connection(connection, event.tsih, nexus, node)
             return
@@ -144,10 +145,10 @@ class Members:
                 self._end(member, "its initiator names its connection anew")
         self._core.refuse(connection, SESSION_DOES_NOT_EXIST, f"session {tsih:#06x} ended with its connection")
 
-    def _nexus(self, event: events.LoginOpened) -> scsi.Nexus:
+    def _nexus(self, event: events.LoginOpened, ports: scsi.TargetPorts) -> scsi.Nexus:
         found = event.parameters
         tag = found.portal_group_tag
-        return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, relative_port=tag)
+        return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, tag, ports=ports)
 
     def _hold(self, member: Member) -> bool:
         """A holding for every disk of the member's map. False: there was one for each already."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET
-from iscsi_ovs.ports import PortGroup, TargetPorts
+from iscsi_ovs.scsi import PortGroup, TargetPorts
 from iscsi_ovs.testing.memory_device import MemoryDevice, MemoryPool
 
 UUID = "00112233445566778899aabbccddeeff"

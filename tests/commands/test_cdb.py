@@ -17,6 +17,9 @@ LAYOUTS = [
 ]
 
 SIZES = {
+    "Timestamp": 12,
+    "TimestampData": 12,
+    "SetTimestampData": 12,
     "ReportSupportedTaskManagementFunctions": 12,
     "TargetPortGroups": 12,
     "SendDiagnostic": 6,

@@ -6,7 +6,7 @@ import pytest
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET, OPERATIONS, vpd
-from iscsi_ovs.ports import PortGroup
+from iscsi_ovs.scsi import PortGroup
 from tests.commands.bench import IQN, UUID, Bench
 
 
