@@ -99,7 +99,7 @@ def _write_same(unit: LogicalUnit, command: Command, flags: int, lba: int, block
         raise invalid_field(1, 2)
     sbc.check_range(unit, lba, blocks)
     if blocks == 0:
-        raise invalid_field(blocks_field)  # WSNZ=1: zero does not mean "to the end"
+        blocks = _blocks_to_the_end(unit, lba, blocks_field)
     offset_bytes = lba * unit.block_bytes
     length_bytes = blocks * unit.block_bytes
     transfer_bytes = 0 if flags & cdb.NDOB else unit.block_bytes
@@ -120,6 +120,18 @@ def _write_same(unit: LogicalUnit, command: Command, flags: int, lba: int, block
         pattern_bytes=unit.block_bytes,
         finish=finish,
     )
+
+
+def _blocks_to_the_end(unit: LogicalUnit, lba: int, blocks_field: int) -> int:
+    """NUMBER OF LOGICAL BLOCKS = 0: on a fully provisioned unit (WSNZ=0) all from the LBA to the last on the medium.
+
+    A thin one says WSNZ=1: there it would mean to unmap, or to write, a whole disk by a field that was left empty.
+    """
+    if unit.personality.is_thin:
+        raise invalid_field(blocks_field)
+    if lba == unit.capacity_blocks:
+        raise CheckCondition(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
+    return unit.capacity_blocks - lba
 
 
 def _is_zero(buffer: block.Buffer | None, length_bytes: int) -> bool:

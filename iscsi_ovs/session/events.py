@@ -19,13 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoginOpened:
-    """The login phase is through but for its last response: admit() or refuse() the connection.
-
-    With a ``tsih`` it names a session that there was when it began (surroundings.check_session).
-    """
+    """The login phase is through but for its last response: admit() or refuse() the connection."""
 
     parameters: Parameters
-    tsih: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +57,4 @@ class ConnectionClosed:
     is_error: bool
 
 
-Event = (
-    scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
-)
+Event = scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed

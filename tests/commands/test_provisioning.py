@@ -181,6 +181,18 @@ def test_write_same_wants_one_block(disk: Bench, opcode: int, shape, blocks_byte
     assert disk.device.log == []
 
 
+@SAME
+@pytest.mark.parametrize("fill", [b"\xa6", b"\0"])
+def test_write_same_to_the_end(opcode: int, shape, blocks_byte: int, fill: bytes) -> None:
+    """On a fully provisioned unit zero blocks are all up to the last one (WSNZ=0); at the capacity there is none."""
+    disk = Bench(personality=scsi.Personality(is_thin=False))
+    disk.device.data[:] = b"\xff" * len(disk.device.data)
+    assert disk.execute(shape(opcode, 3, 0), data_out=fill * BLOCK).status == scsi.GOOD
+    assert disk.device.data == b"\xff" * (3 * BLOCK) + fill * ((CAPACITY - 3) * BLOCK)
+    for lba in (CAPACITY, CAPACITY + 1):
+        assert code(disk.execute(shape(opcode, lba, 0), data_out=fill * BLOCK)) == OUT_OF_RANGE
+
+
 def test_write_same_lengths() -> None:
     """32 MiB of data at a time, any length of zeros (CONTRACTS 7)."""
     disk = Bench()

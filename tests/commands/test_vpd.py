@@ -6,7 +6,7 @@ import pytest
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET, OPERATIONS, vpd
-from iscsi_ovs.scsi import PortGroup
+from iscsi_ovs.ports import PortGroup
 from tests.commands.bench import IQN, UUID, Bench
 
 
@@ -94,6 +94,13 @@ def test_block_limits(disk: Bench) -> None:
     )
 
 
+def test_block_limits_of_a_fully_provisioned_unit() -> None:
+    """Nothing about unmapping, and WRITE SAME may be told to go to the end: WSNZ=0."""
+    body = page(Bench(personality=scsi.Personality(is_thin=False)), 0xB0)
+    assert body[0] == 0
+    assert body[16:32] == bytes(16)
+
+
 def test_block_limits_of_4096_byte_blocks() -> None:
     """The same bytes, in bigger blocks."""
     body = page(Bench(logical_block_bytes=4096), 0xB0)
@@ -117,8 +124,8 @@ def test_block_limits_follow_the_limits() -> None:
 
 
 def test_block_device_characteristics(disk: Bench) -> None:
-    """Nothing rotates; after SANITIZE (BLOCK ERASE) blocks can be read."""
-    assert page(disk, 0xB1).hex() == "00010040" + "00" * 56
+    """Nothing rotates."""
+    assert page(disk, 0xB1).hex() == "0001" + "00" * 58
 
 
 def test_logical_block_provisioning(disk: Bench) -> None:
