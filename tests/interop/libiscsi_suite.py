@@ -20,7 +20,7 @@ _MARK = re.compile(r"\[(?P<mark>SKIPPED|FAILED)\]\s*(?P<text>[^\n]*)")
 _CUNIT = re.compile(r"^(passed|FAILED)", re.MULTILINE)
 _SUMMARY = re.compile(r"^\s+tests\s+(?P<total>\d+)\s+(?P<ran>\d+)\s+(?P<passed>\d+)\s+(?P<failed>\d+)", re.MULTILINE)
 
-PASSED, SKIPPED, FAILED = "passed", "skipped", "failed"
+STATUSES = PASSED, SKIPPED, FAILED = "passed", "skipped", "failed"
 
 
 class SuiteError(AssertionError):
@@ -62,7 +62,8 @@ def _judge(said: str) -> Verdict:
     if cunit is None:
         raise SuiteError(f"neither passed nor failed: {said!r}")
     marks = [(match["mark"], match["text"].strip()) for match in _MARK.finditer(said[: cunit.start()])]
-    complaints = tuple(text for mark, text in marks if mark == "FAILED")
+    # a test may complain of each of 256 commands in the same words
+    complaints = tuple(dict.fromkeys(text for mark, text in marks if mark == "FAILED"))
     if cunit[0] == "FAILED":
         return Verdict(FAILED, "; ".join([*complaints, *said[cunit.end() :].split("\n")]).strip(), complaints)
     skips = [text for mark, text in marks if mark == "SKIPPED"]

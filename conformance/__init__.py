@@ -1,0 +1,1 @@
+"""The judges of other projects, run whole, and the document that their verdicts become (`make conformance`)."""
