@@ -15,7 +15,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from iscsi_ovs import block, errors
+from iscsi_ovs import attentions, block, errors
+from iscsi_ovs.attentions import ASYMMETRIC_ACCESS_STATE_CHANGED as ASYMMETRIC_ACCESS_STATE_CHANGED
+from iscsi_ovs.attentions import BUS_DEVICE_RESET_OCCURRED as BUS_DEVICE_RESET_OCCURRED
+from iscsi_ovs.attentions import CAPACITY_DATA_HAS_CHANGED as CAPACITY_DATA_HAS_CHANGED
+from iscsi_ovs.attentions import COMMANDS_CLEARED_BY_ANOTHER_INITIATOR as COMMANDS_CLEARED_BY_ANOTHER_INITIATOR
+from iscsi_ovs.attentions import I_T_NEXUS_LOSS_OCCURRED as I_T_NEXUS_LOSS_OCCURRED
+from iscsi_ovs.attentions import MEDIUM_MAY_HAVE_CHANGED as MEDIUM_MAY_HAVE_CHANGED
+from iscsi_ovs.attentions import MODE_PARAMETERS_CHANGED as MODE_PARAMETERS_CHANGED
+from iscsi_ovs.attentions import POWER_ON_OCCURRED as POWER_ON_OCCURRED
+from iscsi_ovs.attentions import REPORTED_LUNS_DATA_HAS_CHANGED as REPORTED_LUNS_DATA_HAS_CHANGED
+from iscsi_ovs.attentions import Reset as Reset
 from iscsi_ovs.ports import AccessState, PortGroup, TargetPorts
 
 # Status codes (SAM-5 5.3.1)
@@ -120,6 +130,11 @@ class Nexus:
             self.ports = TargetPorts(self.target_name, [PortGroup(self.portal_group_tag, self.relative_port)])
 
     @property
+    def name(self) -> tuple[str, bytes, str, int]:
+        """The two ports by name: what is the same when a session comes back."""
+        return self.initiator_name, self.isid, self.target_name, self.portal_group_tag
+
+    @property
     def port_group(self) -> PortGroup:
         """Where it comes in."""
         return self.ports.groups[self.portal_group_tag]
@@ -144,26 +159,6 @@ INVALID_FIELD_IN_CDB = Sense(0x05, 0x24, 0x00)
 LOGICAL_UNIT_NOT_SUPPORTED = Sense(0x05, 0x25, 0x00)
 WRITE_PROTECTED = Sense(0x07, 0x27, 0x00)
 UNIT_ATTENTION_KEY = 0x06
-
-# Unit attentions (ASC, ASCQ)
-MEDIUM_MAY_HAVE_CHANGED = (0x28, 0x00)  # NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED
-POWER_ON_OCCURRED = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: what a new nexus hears
-BUS_DEVICE_RESET_OCCURRED = (0x29, 0x03)  # what SAM gives every nexus after LOGICAL UNIT RESET
-I_T_NEXUS_LOSS_OCCURRED = (0x29, 0x07)
-MODE_PARAMETERS_CHANGED = (0x2A, 0x01)
-ASYMMETRIC_ACCESS_STATE_CHANGED = (0x2A, 0x06)
-CAPACITY_DATA_HAS_CHANGED = (0x2A, 0x09)
-COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = (0x2F, 0x00)
-REPORTED_LUNS_DATA_HAS_CHANGED = (0x3F, 0x0E)
-
-
-class Reset(enum.Enum):
-    """What resets a unit, and the unit attention that every nexus hears of it (SAM-5 6.3)."""
-
-    POWER_ON = (0x29, 0x01)  # POWER ON OCCURRED
-    HARD = (0x29, 0x02)  # SCSI BUS RESET OCCURRED
-    LOGICAL_UNIT = BUS_DEVICE_RESET_OCCURRED
-
 
 NACA = 0x04  # CONTROL byte: Normal ACA (SAM-5 5.2); no ACA here
 
@@ -395,6 +390,7 @@ class LogicalUnit:
         self._by_service_action: dict[tuple[int, int], Operation] = {}
         self._index_operations()
         self._nexuses: dict[int, Nexus] = {}  # by id(): a Nexus is mutable, so it has no hash
+        self._departed = attentions.Departed()
         # What ends with a reset, or with a nexus (reservations, prevention of removal …), is told so by these.
         self.on_reset: list[Callable[[Reset], None]] = []
         self.on_nexus_lost: list[Callable[[Nexus], None]] = []
@@ -542,9 +538,9 @@ class LogicalUnit:
     # Nexuses ----------------------------------------------------------------------------------------------------
 
     def establish(self, nexus: Nexus) -> None:
-        """A session came: it hears of power on first (SAM-5 5.14)."""
+        """A session came: it hears of power on first, or of the loss of the one before it (SAM-5 5.14)."""
         self._nexuses[id(nexus)] = nexus
-        nexus.attentions[self] = [POWER_ON_OCCURRED]
+        nexus.attentions[self] = [self._departed.came(nexus.name)]
         self._guard()
         if nexus.port_group.is_restricted:
             self.access_changed()
@@ -552,6 +548,7 @@ class LogicalUnit:
     def release(self, nexus: Nexus) -> None:
         """A session went. Unknown ones are no mistake: a login may end before it was established."""
         if self._nexuses.pop(id(nexus), None) is not None:
+            self._departed.went(nexus.name, nexus.attentions.get(self, ()))
             for forget in self.on_nexus_lost:
                 forget(nexus)
         nexus.attentions.pop(self, None)
@@ -570,9 +567,7 @@ class LogicalUnit:
 
     def attend(self, nexus: Nexus, code: tuple[int, int]) -> None:
         """Establish a unit attention condition on one nexus; one that is pending already stays single."""
-        pending = nexus.attentions.setdefault(self, [])
-        if code not in pending:
-            pending.append(code)
+        attentions.establish(nexus.attentions.setdefault(self, []), code)
 
     # Write protection -------------------------------------------------------------------------------------------
 
@@ -661,6 +656,7 @@ class LogicalUnit:
         The tasks are the transport's to abort, before this.
         """
         self.set_modes(self.saved_modes)
+        self._departed.reset()
         for forget in self.on_reset:
             forget(kind)
         self.raise_attention(kind.value)

@@ -90,13 +90,14 @@ def test_a_new_nexus_hears_of_power_on(disk: Bench) -> None:
 
 
 def test_attentions_come_in_order_and_once(disk: Bench) -> None:
-    """First in, first out; a condition that is pending already stays one."""
-    nexus = disk.login(hears_power_on=True)
+    """First in, first out, but for resets, which come first; a condition that is pending already stays one."""
+    nexus = disk.login()
     for _ in range(3):
         disk.unit.resize(block.Geometry(2 << 20))
         disk.unit.reset()
+        disk.unit.raise_attention(scsi.MODE_PARAMETERS_CHANGED)
     seen = [code(disk.execute(READ, nexus=nexus)) for _ in range(3)]
-    assert seen == [(0x6, 0x29, 0x00), (0x6, 0x2A, 0x09), (0x6, 0x29, 0x03)]
+    assert seen == [(0x6, 0x29, 0x03), (0x6, 0x2A, 0x09), (0x6, 0x2A, 0x01)]
     assert disk.execute(READ, nexus=nexus).status == scsi.GOOD
     assert len(disk.device.log) == 1
 
@@ -110,14 +111,15 @@ def test_attention_stands_before_all_else(disk: Bench, text: str) -> None:
 
 
 def test_released_nexuses_hear_nothing(disk: Bench) -> None:
-    """And coming back is a new nexus. To release twice, or one that never was established, is no mistake."""
+    """And coming back is a new nexus, after the loss of the old one. To release twice, or one that never was, is no
+    mistake."""
     disk.router.release(disk.nexus)
     disk.router.release(disk.nexus)
     disk.unit.release(new_nexus())
     disk.unit.resize(block.Geometry(2 << 20))
     assert disk.nexus.attentions == {}
     disk.router.establish(disk.nexus)
-    assert disk.nexus.attentions == {disk.unit: [scsi.POWER_ON_OCCURRED]}
+    assert disk.nexus.attentions == {disk.unit: [scsi.I_T_NEXUS_LOSS_OCCURRED]}
 
 
 def test_inventory_changes(disk: Bench) -> None:

@@ -17,16 +17,13 @@ from typing import NamedTuple
 import msgspec
 
 from iscsi_ovs import scsi
+from iscsi_ovs.attentions import REGISTRATIONS_PREEMPTED, RESERVATIONS_PREEMPTED, RESERVATIONS_RELEASED, Code
 from iscsi_ovs.commands import sense
 from iscsi_ovs.scsi import CheckCondition, FieldPointer
 
 FORMAT = 1  # of the record
 # A change may name everybody who was registered before and everybody who is now: together they fit a record of 64 KiB.
 MAX_STATE_BYTES = 28 << 10
-
-RESERVATIONS_PREEMPTED = (0x2A, 0x03)
-RESERVATIONS_RELEASED = (0x2A, 0x04)
-REGISTRATIONS_PREEMPTED = (0x2A, 0x05)
 
 
 class Type(enum.IntEnum):
@@ -77,7 +74,7 @@ class Registrant(NamedTuple):
         )
 
 
-Attention = tuple[Registrant, tuple[int, int]]
+Attention = tuple[Registrant, Code]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +129,7 @@ def _without(state: Registrations, gone: Iterable[Registrant]) -> Registrations:
     return replace(state, keys=keys, type=None, holder=None)
 
 
-def _tell(who: Iterable[Registrant], code: tuple[int, int], but: Container[Registrant]) -> tuple[Attention, ...]:
+def _tell(who: Iterable[Registrant], code: Code, but: Container[Registrant]) -> tuple[Attention, ...]:
     return tuple((registrant, code) for registrant in who if registrant not in but)
 
 
@@ -253,7 +250,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     registered: list[tuple[Registrant, int]]
     type: int
     holder: int  # index into ``registered``; -1
-    attentions: list[tuple[Registrant, tuple[int, int]]]
+    attentions: list[tuple[Registrant, Code]]
 
 
 _encoder = msgspec.msgpack.Encoder()

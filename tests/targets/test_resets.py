@@ -176,7 +176,7 @@ def test_a_cold_reset_ends_every_session_behind_its_answer(house: House) -> None
     again = house.client()
     again.initiator.login(IQN)
     house.run()
-    assert attention(again) == scsi.POWER_ON_OCCURRED
+    assert attention(again) == scsi.Reset.POWER_ON.value
 
 
 def test_i_t_nexus_reset_is_for_this_nexus_alone(house: House) -> None:
