@@ -16,6 +16,7 @@ pytestmark = pytest.mark.interop
 
 FAMILIES = (
     "CompareAndWrite",
+    "ExtendedCopy",
     "Inquiry",
     "iSCSIResiduals",
     "iSCSIcmdsn",
@@ -33,6 +34,7 @@ FAMILIES = (
     "ReadCapacity16",
     "ReadDefectData10",
     "ReadDefectData12",
+    "ReceiveCopyResults",
     "TestUnitReady",
     "Unmap",
     "Verify10",
@@ -41,6 +43,7 @@ FAMILIES = (
     "Write10",
     "Write12",
     "Write16",
+    "WriteAtomic16",
     "WriteSame10",
     "WriteSame16",
     "WriteVerify10",
