@@ -33,6 +33,7 @@ from iscsi_ovs.targets.portals import Portals
 from iscsi_ovs.targets.reception import Reception
 from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
+from iscsi_ovs.targets.sanitizing import Sanitizing
 from iscsi_ovs.targets.shutdown import Shutdown
 from iscsi_ovs.targets.volume_server import VolumeServer
 
@@ -58,7 +59,8 @@ class TargetServer:
         self.resets = Resets(self.disks, self.members, commands)
         self.resets.may_reset_target = self.nodes.may_reset
         self.shutdown = Shutdown(core, self.members, self.stop)
-        self.volume_server = VolumeServer(core, self.disks, self.members, records)
+        sanitizing = Sanitizing(core, self.disks, commands)
+        self.volume_server = VolumeServer(core, self.disks, self.members, records, sanitizing)
         self._execute = commands.execute  # bound once: on the path of every command
 
     # Running ---------------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class Manager:
             can_discard=True,
             failed=name in self._failed,
             held=writer.words if writer else None,
+            max_atomic_write_bytes=self._stores.max_atomic_write_bytes,
             sanitize=order.progress if order and not order.failure else None,
             sanitize_failed=bool(order and order.failure),
             can_exit_sanitize=bool(order and order.failure and order.may_exit),
@@ -247,6 +248,10 @@ class Manager:
             if held is not None:
                 held.volume.ranges.open()
 
+    def scrub(self, volume: Volume) -> Call:
+        """Await: no copy of the volume's data is kept beside it any more."""
+        return self._on_thread(volume.store.scrub)
+
     def shut(self, volume: Volume, order: Sanitizing) -> Wait[None]:
         """No data operation any more but the sanitizing itself; the result is set when nothing is under way."""
         return volume.ranges.shut(
@@ -300,7 +305,7 @@ class Manager:
         closed.set()
 
     async def _open_volume(self, record: Record) -> _Open:
-        store = await self._on_thread(lambda: self._stores.open(record.name, record.size_bytes))
+        store = await self._on_thread(lambda: self._stores.open(record.name, record.size_bytes, record.uuid))
         volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
         held = _Open(volume, [], [])
         volume.on_failure = lambda: self._volume_failed(held)

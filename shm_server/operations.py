@@ -133,6 +133,10 @@ async def _or_write(work: Work) -> int:
     )
 
 
+async def _write_atomic(work: Work) -> int:
+    return await compound.write_atomic(work.volume, work.payload, work.offset, work.length, work.is_cancelled)
+
+
 async def _copy(work: Work) -> int:
     assert work.source is not None
     return await copying.copy(work.source, work.source_offset, work.volume, work.offset, work.length, work.is_cancelled)
@@ -164,6 +168,7 @@ OPERATIONS: dict[int, Operation] = {
     Opcode.EXTENTS:           Operation(Shape(Parts.NONE), _extents),
     Opcode.COPY:              Operation(Shape(Parts.SOURCE, 0, False, True, copying.MAX_COPY_BYTES), _copy),
     Opcode.OR_WRITE:          Operation(Shape(Parts.DATA, _FUA, True, True), _or_write),
+    Opcode.WRITE_ATOMIC:      Operation(Shape(Parts.DATA, _FUA, False, True), _write_atomic),
 }
 # fmt: on
 

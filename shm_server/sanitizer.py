@@ -112,6 +112,7 @@ class Sanitizer:
         order = manager.sanitizing[name]
         await manager.shut(handle.volume, order)  # until what was under way is over
         await sanitizing.work(handle.volume, order, order.uuid, checkpoint)
+        await manager.scrub(handle.volume)
         await manager.keep_sanitizing(name, None)
 
     def _ended(self, name: str, handle: Handle | None, error: BaseException | None) -> None:

@@ -78,6 +78,9 @@ def test_what_the_server_compares_and_copies(context: Context, volume: Volume) -
     assert get(volume, 1024, 0) == b"b" * 512 + b"a" * 488 + bytes(24)
     assert volume.or_write(buffer, 512, 0) == 512
     assert get(volume, 1, 0) == b"c"
+    assert volume.device.features.max_atomic_write_bytes == volume.stat().max_atomic_write_bytes >= 65536
+    assert volume.write_atomic(buffer, 100, 2000) == 100
+    assert get(volume, 100, 2000) == b"a" * 100
     context.create_volume("other", SIZE)
     with context.open("other") as other, context.open("other", os.O_RDONLY, owner="x") as reader:
         assert other.copy_from(volume, 1024, 4096, 0) == 1024

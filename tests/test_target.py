@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from iscsi_ovs import block, pdu, scsi
 from iscsi_ovs.target import Settings
 from shm_server.abi import control
-from tests.targets.house import BLOCK, IQN, OTHER_PORT, House, info_of, kept
+from tests.targets.house import BLOCK, IQN, OTHER_PORT, Client, House, info_of, kept
 
 
 @pytest.fixture
@@ -421,3 +422,43 @@ def test_a_command_that_is_aborted_in_the_batch_that_brought_it_never_reaches_th
     abort = client.initiator.tmf(pdu.ABORT_TASK, referenced_task_tag=tag)
     assert client.do(abort).response == pdu.FUNCTION_COMPLETE
     assert not [request for request in handle.log if request.operation is block.Operation.WRITE]
+
+
+# A login that names a session ------------------------------------------------------------------------------------
+
+
+def named(house: House, client: Client, **fields: Any) -> Client:
+    """A login with the TSIH of a session that lives."""
+    again = house.client(**{"isid": client.initiator.isid, "cid": client.initiator.cid, **fields})
+    again.initiator.login(IQN, tsih=client.initiator.tsih)
+    house.run()
+    return again
+
+
+def test_a_connection_that_is_named_anew_ends_its_session(house: House) -> None:
+    """Section 6.3.4: it is logged out; nothing is retained here, so its session is over and does not exist any more."""
+    client = house.login()
+    again = named(house, client)
+    assert again.initiator.login_status == (2, 0x0A)
+    assert client.connection.is_closed
+    third = house.client(isid=client.initiator.isid)
+    third.initiator.login(IQN)
+    house.run()
+    assert third.initiator.is_logged_in, "the initiator begins anew, as it was told"
+
+
+def test_a_second_connection_is_one_too_many(house: House) -> None:
+    """MaxConnections=1: another CID is refused (0206), and the session goes on."""
+    client = house.login()
+    again = named(house, client, cid=7)
+    assert again.initiator.login_status == (2, 6)
+    assert client.do(client.read(0, 1)).status == scsi.GOOD
+
+
+@pytest.mark.parametrize("fields", [{"name": "iqn.2001-04.com.example:other"}, {"isid": OTHER_PORT}])
+def test_somebody_elses_session_is_not_ended(house: House, fields: dict[str, Any]) -> None:
+    """Another name or ISID with a TSIH that lives: there is no such session (020A)."""
+    client = house.login()
+    again = named(house, client, **fields)
+    assert again.initiator.login_status == (2, 0x0A)
+    assert client.do(client.read(0, 1)).status == scsi.GOOD

@@ -10,8 +10,20 @@ from collections.abc import Mapping
 
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import cdb, parameters, sense
-from iscsi_ovs.ports import AccessState, PortGroup, StatusCode, TargetPorts
-from iscsi_ovs.scsi import CheckCondition, Command, Execution, FieldPointer, LogicalUnit, Nexus, Operation, Outcome
+from iscsi_ovs.scsi import (
+    AccessState,
+    CheckCondition,
+    Command,
+    Execution,
+    FieldPointer,
+    LogicalUnit,
+    Nexus,
+    Operation,
+    Outcome,
+    PortGroup,
+    StatusCode,
+    TargetPorts,
+)
 
 PREF = 0x80
 # AO_SUP, AN_SUP, S_SUP, U_SUP; no T_SUP (a change is done when it is answered), O_SUP, LBD_SUP

@@ -30,6 +30,23 @@ PBDATA_LBDATA = 0x06  # obsolete
 NDOB = 0x01  # WRITE SAME (16)
 UNMAP_ANCHOR = 0x01
 
+# Byte 1 of SANITIZE, beside the service action; the first byte of the parameter list of OVERWRITE
+SANITIZE_IMMED = 0x80
+ZNR = 0x40  # for zoned devices
+AUSE = 0x20
+INVERT = 0x80
+SANITIZE_TEST = 0x60  # vendor specific
+OVERWRITE_COUNT = 0x1F
+
+# Byte 1 of FORMAT UNIT, and its parameter list
+FMTPINFO = 0xC0
+LONGLIST = 0x20
+FMTDATA = 0x10
+PROTECTION_FIELD_USAGE = 0x07
+FOV = 0x80
+FORMAT_OPTIONS = 0x78  # DPRY, DCRT, STPF, IP: of which IP asks for something
+IP = 0x08
+
 DEFECT_LIST = 0x1F  # READ DEFECT DATA: which lists, in which format
 
 EVPD = 0x01
@@ -202,6 +219,15 @@ class LogSense(Derived):
     )  # fmt: skip
 
 
+class Timestamp(Derived):
+    """REPORT (SPC-4 6.38) and SET TIMESTAMP (6.46), where the length is that of the parameter list."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "reserved_2" / Int32ub, "allocation_length" / Int32ub,
+        "reserved_10" / Int8ub, "control" / Int8ub,
+    )  # fmt: skip
+
+
 class SendDiagnostic(Derived):
     """SPC-4 6.42."""
 
@@ -283,6 +309,23 @@ class ReadDefectData12(Derived):
     )  # fmt: skip
 
 
+class Sanitize(Derived):
+    """SBC-3 5.24. IMMED, ZNR (SBC-4) and AUSE stand above the service action."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "service_action" / Int8ub, "reserved_2" / Bytes(5), "parameter_list_length" / Int16ub,
+        "control" / Int8ub,
+    )  # fmt: skip
+
+
+class FormatUnit(Derived):
+    """SBC-3 5.3."""
+
+    declaration = Struct(
+        "opcode" / Int8ub, "flags" / Int8ub, "vendor_specific_2" / Int8ub, "obsolete_3" / Int16ub, "control" / Int8ub
+    )
+
+
 class ExtendedCopy(Derived):
     """SPC-4 6.4 (LID1)."""
 
@@ -323,6 +366,27 @@ class UnmapDescriptor(Derived):
     """SBC-3 5.28.2."""
 
     declaration = Struct("lba" / Int64ub, "blocks" / Int32ub, "reserved_12" / Int32ub)
+
+
+class SanitizeOverwrite(Derived):
+    """SBC-3 5.24.2.2: the pattern follows."""
+
+    declaration = Struct("flags" / Int8ub, "reserved_1" / Int8ub, "pattern_length" / Int16ub)
+
+
+class FormatHeaderShort(Derived):
+    """SBC-3 5.3.2.2."""
+
+    declaration = Struct("protection" / Int8ub, "flags" / Int8ub, "defect_list_length" / Int16ub)
+
+
+class FormatHeaderLong(Derived):
+    """SBC-3 5.3.2.2, with LONGLIST."""
+
+    declaration = Struct(
+        "protection" / Int8ub, "flags" / Int8ub, "reserved_2" / Int8ub, "protection_interval" / Int8ub,
+        "defect_list_length" / Int32ub,
+    )  # fmt: skip
 
 
 class LbaStatusHeader(Derived):
@@ -428,3 +492,18 @@ class SetTargetPortGroup(Derived):
     """SPC-4 table 299: a descriptor."""
 
     declaration = Struct("state" / Int8ub, "reserved_1" / Int8ub, "target_port_group" / Int16ub)
+
+
+class TimestampData(Derived):
+    """SPC-4 table 270."""
+
+    declaration = Struct(
+        "length" / Int16ub, "origin" / Int8ub, "reserved_3" / Int8ub, "timestamp" / Bytes(6), "reserved_10" / Int16ub
+    )
+    defaults: ClassVar[dict[str, int]] = {"length": 0x0A}
+
+
+class SetTimestampData(Derived):
+    """SPC-4 table 302."""
+
+    declaration = Struct("reserved_0" / Int32ub, "timestamp" / Bytes(6), "reserved_10" / Int16ub)

@@ -27,6 +27,9 @@ LONGLBA = 0x01
 WCE = 0x04
 D_SENSE = 0x04
 SWP = 0x08
+TCMOS = 0x04  # the timestamp has a clock of the target's
+SCSIP = 0x02  # … before which SET TIMESTAMP goes
+IALUAE = 0x01  # access states may change implicitly
 PS = 0x80
 SPF = 0x40
 GLTSD = 0x02  # log parameters are not saved
@@ -89,7 +92,7 @@ class Control(Derived):
 
 
 class ControlExtension(Derived):
-    """SPC-4 7.5.9. No maximum sense data length, all commands of one priority."""
+    """SPC-4 7.5.9. All commands are of one priority, and no sense data is too long."""
 
     declaration = Struct(
         "page_code" / Int8ub, "subpage_code" / Int8ub, "page_length" / Int16ub, "flags_4" / Int8ub,
@@ -154,7 +157,7 @@ PAGES: tuple[ModePage, ...] = (
         Control(flags_2=GLTSD, flags_3=UNRESTRICTED_REORDERING).pack(),
         (Changeable("descriptor_sense", 2, D_SENSE), Changeable("write_protect", 4, SWP)),
     ),
-    ModePage(0x0A, 0x01, ControlExtension().pack()),
+    ModePage(0x0A, 0x01, ControlExtension(flags_4=TCMOS | SCSIP | IALUAE).pack()),
     ModePage(0x1C, 0x00, InformationalExceptions().pack()),
 )
 assert [(row.code, row.subpage) for row in PAGES] == sorted({(row.code, row.subpage) for row in PAGES})

@@ -18,11 +18,13 @@ from iscsi_ovs.commands import (
     mode_select,
     provisioning,
     reservations,
+    sanitize,
     sbc,
     sense,
     spc,
     start_stop,
     supported,
+    timestamp,
     verify,
     write_through,
     xcopy,
@@ -74,6 +76,14 @@ def _at_lba_16(opcode: int, flags: int) -> bytes:
     return _hex(f"{opcode:02x} {flags:02x} ffffffffffffffff ffffffff 00 00")
 
 
+def _sanitize(service_action: int, name: str, direction: Direction, handler: _Handler) -> Operation:
+    """It changes the medium whether or not data goes out, and is what helps after a sanitize operation that failed."""
+    return Operation(
+        0x48, service_action, name, direction, _hex(f"48 {0xA0 | service_action:02x} 0000000000 ffff 00"), handler,
+        _MEDIUM, changes_medium=True, ends_sanitize_failure=True,
+    )  # fmt: skip
+
+
 def _receive_copy(service_action: int) -> bytes:
     return _hex(f"84 {service_action:02x} ff 00000000000000 ffffffff 00 00")
 
@@ -91,6 +101,8 @@ _PREVENT_ALLOW = "PREVENT ALLOW MEDIUM REMOVAL"
 _PREVENT_USAGE = _hex("1e 000000 03 00")
 _RTPG = _hex("a3 ea 00000000 ffffffff 00 00")
 _STPG = _hex("a4 0a 00000000 ffffffff 00 00")
+_TIMESTAMP = _hex("a3 0f 00000000 ffffffff 00 00")
+_SET_TIMESTAMP = _hex("a4 0f 00000000 ffffffff 00 00")
 _RSTMF = "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS"
 _RSTMF_USAGE = _hex("a3 0d 80 000000 ffffffff 00 00")
 _RSOC = "REPORT SUPPORTED OPERATION CODES"
@@ -111,6 +123,7 @@ def _reserve_out(service_action: int, name: str, handler: _Handler, scope_type: 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(0x00, None, "TEST UNIT READY",      _NONE, _hex("00 00 00000000"), spc.test_unit_ready, _MEDIUM),
     _always(Operation(0x03, None, "REQUEST SENSE", _IN,  _hex("03 01 0000ff00"), spc.request_sense)),
+    Operation(0x04, None, "FORMAT UNIT",          _OUT,  _hex("04 f0 00 0000 00"), sanitize.format_unit, _MEDIUM),
     Operation(0x08, None, "READ (6)",             _IN,   _hex("08 1fffff ff00"), sbc.read_6, _MEDIUM),
     Operation(0x0A, None, "WRITE (6)",            _OUT,  _hex("0a 1fffff ff00"), sbc.write_6, _MEDIUM),
     _always(Operation(0x12, None, "INQUIRY",      _IN,   _hex("12 01 ffffff 00"), spc.inquiry)),
@@ -131,6 +144,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(0x37, None, "READ DEFECT DATA (10)", _IN,  _READ_DEFECT_DATA_10, medium.read_defect_data_10, _MEDIUM),
     Operation(0x41, None, "WRITE SAME (10)",      _OUT,  _at_lba_10(0x41, 0x08), provisioning.write_same_10, _MEDIUM),
     _thin(Operation(0x42, None, "UNMAP",          _OUT,  _UNMAP, provisioning.unmap, _MEDIUM)),
+    _sanitize(0x01, "SANITIZE, OVERWRITE",       _OUT,  sanitize.overwrite),
+    _thin(_sanitize(0x02, "SANITIZE, BLOCK ERASE", _NONE, sanitize.block_erase)),
+    _sanitize(0x1F, "SANITIZE, EXIT FAILURE MODE", _NONE, sanitize.exit_failure_mode),
     Operation(0x4D, None, "LOG SENSE",            _IN,   _hex("4d 03 ff ff 00 ffff ffff 00"), log_pages.log_sense),
     Operation(0x55, None, "MODE SELECT (10)",     _OUT,  _hex("55 11 0000000000 ffff 00"), mode_select.mode_select_10),
     Operation(0x56, None, "RESERVE (10)",         _NONE, _hex("56 13 0000000000 0000 00"), reservations.reserve_10),
@@ -167,7 +183,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _about_paths(Operation(0xA3, 0x0A, "REPORT TARGET PORT GROUPS", _IN, _RTPG, alua.report_target_port_groups)),
     Operation(0xA3, 0x0C, _RSOC,              _IN,   _RSOC_USAGE, supported.report_supported_operation_codes),
     Operation(0xA3, 0x0D, _RSTMF, _IN, _RSTMF_USAGE, supported.report_supported_task_management_functions),
+    Operation(0xA3, 0x0F, "REPORT TIMESTAMP",     _IN,   _TIMESTAMP, timestamp.report_timestamp),
     _about_paths(Operation(0xA4, 0x0A, "SET TARGET PORT GROUPS", _OUT, _STPG, alua.set_target_port_groups)),
+    Operation(0xA4, 0x0F, "SET TIMESTAMP",        _OUT,  _SET_TIMESTAMP, timestamp.set_timestamp),
     Operation(0xA8, None, "READ (12)",            _IN,   _at_lba_12(0xA8, 0x18), sbc.read_12, _MEDIUM),
     Operation(0xAA, None, "WRITE (12)",           _OUT,  _at_lba_12(0xAA, 0x18), sbc.write_12, _MEDIUM),
     Operation(0xAE, None, "WRITE AND VERIFY (12)", _OUT, _at_lba_12(0xAE, 0x16), verify.write_and_verify_12, _MEDIUM),

@@ -17,9 +17,15 @@ from typing import NamedTuple
 import msgspec
 
 from iscsi_ovs import scsi
-from iscsi_ovs.attentions import REGISTRATIONS_PREEMPTED, RESERVATIONS_PREEMPTED, RESERVATIONS_RELEASED, Code
 from iscsi_ovs.commands import sense
-from iscsi_ovs.scsi import CheckCondition, FieldPointer
+from iscsi_ovs.scsi import (
+    REGISTRATIONS_PREEMPTED,
+    RESERVATIONS_PREEMPTED,
+    RESERVATIONS_RELEASED,
+    CheckCondition,
+    Code,
+    FieldPointer,
+)
 
 FORMAT = 1  # of the record
 # A change may name everybody who was registered before and everybody who is now: together they fit a record of 64 KiB.

@@ -19,6 +19,8 @@ def start_stop_unit(unit: LogicalUnit, command: Command) -> Execution:
     command, so each is as good as ACTIVE; reserved ones are, too: libiscsi's suite sends all fifteen.
     """
     fields = cdb.StartStopUnit.unpack_from(command.cdb)
+    if unit.sanitize_progress is not None and (refusal := unit.reach_medium(command)) is not None:
+        return refusal
     condition = (fields.action & cdb.POWER_CONDITION) >> 4
     if condition:
         return _flush(unit, command, fields.action) if condition in _QUIET else Outcome()

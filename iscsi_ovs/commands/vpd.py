@@ -15,7 +15,7 @@ from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import alua, third_party_copy
-from iscsi_ovs.ports import PortGroup
+from iscsi_ovs.scsi import PortGroup
 from iscsi_ovs.wire import Derived
 
 RMB = 0x80
@@ -46,6 +46,7 @@ EVERY_PAGE, EVERY_SUBPAGE, SHARED = 0x3F, 0xFF, 0x00
 
 UGAVALID = 0x80000000
 WSNZ = 0x01
+WABEREQ_READABLE = 0x40  # 01b: after SANITIZE, BLOCK ERASE "the device server completes read commands"
 LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
 THIN = 0x02
 
@@ -127,7 +128,7 @@ class BlockDeviceCharacteristics(Derived):
     """SBC-3 6.5.2, without the header: page length 3Ch."""
 
     declaration = Struct(
-        "medium_rotation_rate" / Int16ub, "product_type" / Int8ub, "form_factor" / Int8ub, "flags_8" / Int8ub,
+        "medium_rotation_rate" / Int16ub, "product_type" / Int8ub, "flags_7" / Int8ub, "flags_8" / Int8ub,
         "reserved_9" / Bytes(55),
     )  # fmt: skip
 
@@ -282,7 +283,10 @@ def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
 
 
 def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    return BlockDeviceCharacteristics(medium_rotation_rate=unit.personality.rotation_rate).pack()
+    return BlockDeviceCharacteristics(
+        medium_rotation_rate=unit.personality.rotation_rate,
+        flags_7=WABEREQ_READABLE if unit.personality.is_thin else 0,  # thick ones have no SANITIZE, BLOCK ERASE
+    ).pack()
 
 
 def _logical_block_provisioning(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:

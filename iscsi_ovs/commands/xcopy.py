@@ -33,6 +33,7 @@ from iscsi_ovs.scsi import (
 _HEADER_BYTES = descriptors.ParameterListHeader.SIZE
 _TARGET_BYTES = descriptors.IdentificationTarget.SIZE
 _SEGMENT_BYTES = descriptors.BlockToBlock.SIZE
+_READ_16, _WRITE_16 = 0x88, 0x8A  # what a segment is, to its source and to its destination
 
 # COPY STATUS (SPC-4 6.18.2)
 IN_PROGRESS, COMPLETED, FAILED = 0x00, 0x01, 0x02
@@ -93,7 +94,8 @@ def extended_copy(unit: LogicalUnit, command: Command) -> Execution:
     if usage != descriptors.NO_LIST_ID and key in copies and copies[key].is_under_way:
         raise CheckCondition(sense.OPERATION_IN_PROGRESS)
     targets = _targets(command.nexus, data[: header.target_list_length])
-    segments = _segments(targets, data[header.target_list_length :], _HEADER_BYTES + header.target_list_length)
+    start = header.target_list_length
+    segments = _segments(command.nexus, targets, data[start:], _HEADER_BYTES + start)
     copy = Copy(command, segments)
     if usage != descriptors.NO_LIST_ID:
         copies[key] = copy
@@ -140,7 +142,7 @@ def _targets(nexus: Nexus, data: bytes) -> list[_Target]:
     return targets
 
 
-def _segments(targets: list[_Target], data: bytes, start: int) -> list[_Segment]:
+def _segments(nexus: Nexus, targets: list[_Target], data: bytes, start: int) -> list[_Segment]:
     """``start``: where in the parameter list the segment descriptors begin."""
     segments: list[_Segment] = []
     at = 0
@@ -155,12 +157,12 @@ def _segments(targets: list[_Target], data: bytes, start: int) -> list[_Segment]
             raise CheckCondition(sense.UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE, pointer)
         if header.length != _SEGMENT_BYTES - descriptors.SegmentHeader.SIZE or len(data) - at < _SEGMENT_BYTES:
             raise _invalid_parameter(start + at + 2)
-        segments.append(_segment(targets, descriptors.BlockToBlock.unpack_from(data, at), start + at))
+        segments.append(_segment(nexus, targets, descriptors.BlockToBlock.unpack_from(data, at), start + at))
         at += _SEGMENT_BYTES
     return segments
 
 
-def _segment(targets: list[_Target], descriptor: descriptors.BlockToBlock, at: int) -> _Segment:
+def _segment(nexus: Nexus, targets: list[_Target], descriptor: descriptors.BlockToBlock, at: int) -> _Segment:
     for index in (descriptor.source_index, descriptor.destination_index):
         if index >= len(targets):
             raise CheckCondition(sense.UNREACHABLE_COPY_TARGET)
@@ -180,8 +182,12 @@ def _segment(targets: list[_Target], descriptor: descriptors.BlockToBlock, at: i
         offsets.append(lba * block_bytes)
     if destination.is_write_protected:
         raise CheckCondition(Sense(sense.COPY_ABORTED_KEY, *sense.WRITE_PROTECTED[1:]))
-    if source.unit.is_obstructed or destination.unit.is_obstructed:
-        raise CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
+    for target, opcode in ((source, _READ_16), (destination, _WRITE_16)):
+        unit = target.unit
+        is_obstructed = unit.blocked_because is not None or unit.not_ready(nexus) is not None
+        # SPC-4 5.16.7: a copy manager reaches for a target as the initiator itself would.
+        if is_obstructed or unit.is_reserved_against(nexus, opcode):
+            raise CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
     return _Segment(source, offsets[0], destination, offsets[1], length_bytes)
 
 

@@ -30,13 +30,15 @@ class Portal:
 
 @dataclass(frozen=True, slots=True)
 class PortalGroup:
-    """Portals with one tag. ``discovery`` None: nobody may discover here."""
+    """Portals with one tag: a target port group. ``discovery`` None: nobody may discover here."""
 
     name: str
     tag: int
     portals: tuple[Portal, ...]
     redirect: Address | None = None
     discovery: Policy | None = policy.OPEN
+    access: scsi.AccessState = scsi.AccessState.ACTIVE_OPTIMIZED
+    is_preferred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Target:
     policy: Policy | None = policy.OPEN
     access: Access = EVERYBODY
     redirect: Address | None = None
+    may_set_access: bool = False  # its initiators, by SET TARGET PORT GROUPS
 
     @property
     def is_guarded(self) -> bool:

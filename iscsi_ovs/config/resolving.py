@@ -29,6 +29,12 @@ from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net import portal
 from iscsi_ovs.net.portal import Address
 
+_ACCESS_STATES = {
+    "optimized": scsi.AccessState.ACTIVE_OPTIMIZED,
+    "non-optimized": scsi.AccessState.ACTIVE_NON_OPTIMIZED,
+    "standby": scsi.AccessState.STANDBY,
+    "unavailable": scsi.AccessState.UNAVAILABLE,
+}
 _ALGORITHMS = {
     "SHA3-256": policy.SHA3_256,
     "SHA-256": policy.SHA_256,
@@ -138,7 +144,8 @@ class _Resolver:
                 listens[at.listen] = name
             redirect = _destination(section.redirect, place / "redirect")
             discovery = policies[section.discovery_auth_group]
-            groups[name] = PortalGroup(name, tag, portals, redirect, discovery)
+            access = _ACCESS_STATES[section.access]
+            groups[name] = PortalGroup(name, tag, portals, redirect, discovery, access, section.preferred)
         return groups
 
     def _access(self, section: sections.Acl, place: Place) -> Access:
@@ -151,7 +158,9 @@ class _Resolver:
         initiators = _initiators(section.initiators, place / "initiators")
         return Access(initiators, tuple(networks), section.target_reset)
 
-    def _check_exposure(self, groups: Mapping[str, PortalGroup], targets: Mapping[str, Target], is_open: bool) -> None:
+    def _check_exposure(
+        self, groups: Mapping[str, PortalGroup], targets: Mapping[str, Target], is_open: bool
+    ) -> None:
         """Beyond loopback nothing is open to everybody by mistake."""
         for target in targets.values():
             exposed = [at.listen for name in target.groups for at in groups[name].portals
@@ -215,6 +224,7 @@ class _Resolver:
             policy=policies[section.auth_group],
             access=EVERYBODY if section.acl is None else accesses[section.acl],
             redirect=_destination(section.redirect, place / "redirect"),
+            may_set_access=section.explicit_alua,
         )
 
     def _iqn(self, name: str, place: Place) -> str:

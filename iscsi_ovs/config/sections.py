@@ -35,12 +35,14 @@ class Session(Section, frozen=True):
 
 
 class PortalGroup(Section, frozen=True):
-    """``[portal-group.NAME]``: addresses to listen on, under one tag."""
+    """``[portal-group.NAME]``: addresses to listen on, under one tag; and how good a way to the disks they are."""
 
     listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_PORTAL])
     tag: Annotated[int, Meta(ge=1, le=65535)] | None = None
     advertise: list[str] = []
     redirect: str | None = None
+    access: Literal["optimized", "non-optimized", "standby", "unavailable"] = "optimized"
+    preferred: bool = False
     discovery_auth_group: str = NO_AUTHENTICATION
 
 
@@ -114,6 +116,7 @@ class Target(Section, frozen=True):
     auth_group: str = NO_AUTHENTICATION
     acl: str | None = None
     redirect: str | None = None
+    explicit_alua: bool = False  # initiators may change the access states of its port groups
     lun: dict[str, str | Mapping] = {}
     map: list[Map] = []
 

@@ -56,9 +56,10 @@ class Login:
     """One connection's login phase.
 
     ``check_target`` is called once, as soon as a normal session has named its target; it raises LoginError (02/03) for
-    one that isn't there. ``check_session`` is called if the first request carries a TSIH; it may raise what fits (such
-    as 02/06, too many connections), and where it returns or isn't set the login is refused with 02/0A. ``policy`` says
-    how this initiator must prove itself to this target (None: discovery); it may refuse with LoginError, too.
+    one that isn't there. ``check_session`` is called if the first request carries a TSIH: is that a session whose
+    connection this may be in place of? It may raise what fits (such as 02/06, too many connections); where it says no,
+    or isn't set, the login is refused with 02/0A. ``policy`` says how this initiator must prove itself to this target
+    (None: discovery); it may refuse with LoginError, too.
     """
 
     def __init__(self, portal_group_tag: int, offer: Offer | None = None, limits: TextLimits | None = None) -> None:
@@ -77,7 +78,7 @@ class Login:
         self._authentication: Authentication | None = None
         self._is_finished = False
         self.check_target: Callable[[str], None] | None = None
-        self.check_session: Callable[[pdu.LoginRequest], None] | None = None
+        self.check_session: Callable[[pdu.LoginRequest], bool] | None = None
         self.policy: Callable[[str, str | None], Policy] = lambda initiator_name, target_name: OPEN
         self.random_bytes: Callable[[int], bytes] = _no_chance
 
@@ -116,9 +117,7 @@ class Login:
         if first is None:
             if request.version_min > VERSION:
                 raise refuse(UNSUPPORTED_VERSION, f"version {request.version_min} at least; we speak {VERSION}")
-            if request.tsih:
-                if self.check_session is not None:
-                    self.check_session(request)
+            if request.tsih and (self.check_session is None or not self.check_session(request)):
                 raise refuse(SESSION_DOES_NOT_EXIST, f"no session has TSIH {request.tsih:#06x}")
             self._first = request
             self._stage = request.flags >> pdu.CSG_SHIFT & pdu.STAGE_MASK

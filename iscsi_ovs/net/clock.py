@@ -8,6 +8,11 @@ import time
 from collections.abc import Callable
 
 
+def wall_ms() -> int:
+    """Milliseconds since 1970: for people and initiators, never for deadlines."""
+    return time.time_ns() // 1_000_000
+
+
 class Clock:
     """Now, and what is due. A test hands in its own ``now``."""
 

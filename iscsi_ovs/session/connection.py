@@ -57,6 +57,9 @@ class Surroundings(Protocol):
     def check_target(self, name: str) -> None:
         """Raises LoginError where there is no such target."""
 
+    def check_session(self, request: pdu.LoginRequest) -> bool:
+        """A login names a session: is there one, with this connection? May raise LoginError (0206)."""
+
     def policy(self, initiator_name: str, target_name: str | None) -> Policy:
         """How this initiator proves itself to this target (None: in discovery). May raise LoginError (0202)."""
 
@@ -112,9 +115,9 @@ class Connection:
     def wants_read(self) -> bool:
         """False while nothing more is to be read: an admission is pending, or the peer does not read its answers."""
         state = self.state
-        return (state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT) and (
-            not self.has_output or self._has_room()
-        )
+        return (
+            state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT
+        ) and (not self.has_output or self._has_room())
 
     def _has_room(self) -> bool:
         outbox = self.outbox
@@ -327,6 +330,7 @@ class Connection:
         if self._login is None:
             self._login = Login(self._portal_group_tag, self._offer())
             self._login.check_target = self.surroundings.check_target
+            self._login.check_session = self.surroundings.check_session
             self._login.policy = self.surroundings.policy
             self._login.random_bytes = self.surroundings.random_bytes
         self._login_request = header
@@ -337,7 +341,7 @@ class Connection:
         self._login_step = step
         self.state = State.ADMITTING
         self._framing.is_paused = True
-        self.tell(events.LoginOpened(step.finished))
+        self.tell(events.LoginOpened(step.finished, header.tsih))
 
     def _offer(self) -> Offer:
         """What we offer in a login that begins now: unsolicited data only as far as there is space (CONTRACTS 3)."""

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoginOpened:
-    """The login phase is through but for its last response: admit() or refuse() the connection."""
+    """The login phase is through but for its last response: admit() or refuse() the connection.
+
+    With a ``tsih`` it names a session that there was when it began (surroundings.check_session).
+    """
 
     parameters: Parameters
+    tsih: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,4 +61,6 @@ class ConnectionClosed:
     is_error: bool
 
 
-Event = scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
+Event = (
+    scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
+)

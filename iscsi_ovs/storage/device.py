@@ -55,6 +55,7 @@ class DeviceHandle:
             can_write,
             can_compare="r" in self.access,
             can_copy=can_write,
+            max_atomic_write_bytes=info.max_atomic_write_bytes if can_write else 0,
         )
 
     @property

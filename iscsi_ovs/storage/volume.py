@@ -167,6 +167,13 @@ class Volume:
         request = block.Request(block.Operation.OR_WRITE, offset, length, fua=fua)
         return self._context.finish(self._start(request, None, buffer, buffer_offset, length))
 
+    def write_atomic(self, buffer: Buffer, length: int, offset: int, *, buffer_offset: int = 0) -> int:
+        """Write all or nothing, whenever a process dies or the power fails; durable when it returns. At most
+        stat().max_atomic_write_bytes; EOPNOTSUPP where that is 0.
+        """
+        request = block.Request(block.Operation.WRITE_ATOMIC, offset, length)
+        return self._context.finish(self._start(request, None, buffer, buffer_offset, length))
+
     def copy_from(self, source: Volume, length: int, offset: int, source_offset: int) -> int:
         """Fill a range (at most 16 MiB) from another volume that is open here, or from this one, inside the server."""
         request = block.Request(

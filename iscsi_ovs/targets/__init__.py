@@ -7,6 +7,7 @@
     commands        SCSI commands on their way to storage and back: the hot path
     records         what the volume server keeps of units: reservations, saved mode pages
     resets          task management over logical units
+    sanitizing      SANITIZE between SCSI and the volume server
     volume_server   the volume server's coming, going and news
 
 They open no socket: net.driver and storage.service are handed in.

@@ -19,6 +19,8 @@ from iscsi_ovs.shm_client import Service
 # Login statuses (RFC 7143 section 11.13.5)
 NOT_FOUND = (0x02, 0x03)
 AUTHORIZATION_FAILURE = (0x02, 0x02)
+TOO_MANY_CONNECTIONS = (0x02, 0x06)
+SESSION_DOES_NOT_EXIST = (0x02, 0x0A)
 SERVICE_UNAVAILABLE = (0x03, 0x01)
 OUT_OF_RESOURCES = (0x03, 0x02)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET
+from iscsi_ovs.net.clock import wall_ms
 from iscsi_ovs.shm_client import DeviceHandle
 from iscsi_ovs.targets.core import Core
 from shm_server.abi import control
@@ -91,7 +92,9 @@ class Disks:
         geometry = block.Geometry(info.size_bytes, generation=info.generation)
         unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
         unit.power_on = self._core.owner
+        unit.now_ms = wall_ms
         disk = Disk(info, unit)
+        _tell_sanitize(disk)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
         self.on_served(disk)
 
@@ -104,6 +107,7 @@ class Disks:
             logger.info("%s has %d bytes now", info.name, info.size_bytes)
             disk.unit.resize(block.Geometry(info.size_bytes, generation=info.generation))
         disk.info = info
+        _tell_sanitize(disk)
 
     def withdraw(self, disk: Disk, reason: str) -> None:
         """A volume is not there any more."""
@@ -137,6 +141,12 @@ class Disks:
 
 def _plain(volume: str) -> scsi.Personality:
     return scsi.Personality()
+
+
+def _tell_sanitize(disk: Disk) -> None:
+    """The unit says how far a sanitize operation has come, or that one failed."""
+    disk.unit.sanitize_progress = disk.info.sanitize
+    disk.unit.has_failed_to_sanitize = disk.info.sanitize_failed
 
 
 def _nobody(disk: Disk) -> None:

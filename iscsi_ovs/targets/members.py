@@ -20,7 +20,7 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.tasks import Task
 from iscsi_ovs.shm_client import DeviceHandle
-from iscsi_ovs.targets.core import OUT_OF_RESOURCES, SERVICE_UNAVAILABLE, Core
+from iscsi_ovs.targets.core import OUT_OF_RESOURCES, SERVICE_UNAVAILABLE, SESSION_DOES_NOT_EXIST, Core
 from iscsi_ovs.targets.disks import Disk, Disks, Holding
 from iscsi_ovs.targets.maps import LunMap
 from iscsi_ovs.targets.records import Records
@@ -109,7 +109,8 @@ class Members:
         if not core.is_known:  # it would find nothing
             self._refuse(connection, "the volume server was not reached yet")
             return
-        session, told = connection.admit(self._nexus(event), self._next_tsih(), core.clock.now())
+        nexus = self._nexus(event, scsi.TargetPorts("", ()))
+        session, told = connection.admit(nexus, self._next_tsih(), core.clock.now())
         self._discovery.add(session)
         core.happened(connection, told)
 
@@ -121,7 +122,10 @@ class Members:
         if len(self._by_session) + len(self._discovery) + len(self._pending) >= self.limit:
             self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
             return
-        nexus = self._nexus(event)
+        nexus = self._nexus(event, node.ports)
+        if event.tsih:
+            self._replace_connection(connection, event.tsih, nexus, node)
+            return
         member = Member(node, node.map_for(nexus.initiator_name), nexus, connection)
         self._hold(member)
         self._pending[connection] = member
@@ -129,10 +133,22 @@ class Members:
         self._core.clock.call_later(ADMISSION_LIMIT_S, lambda: self._overdue(connection, member))
         self._reinstate(member)
 
-    def _nexus(self, event: events.LoginOpened) -> scsi.Nexus:
+    def _replace_connection(self, connection: Connection, tsih: int, nexus: scsi.Nexus, node: Node) -> None:
+        """Section 6.3.4, connection reinstatement: it "causes the implicit logging out of the connection".
+
+        That is the session's only one, and DefaultTime2Retain is 0: the session is over with it, so there is none that
+        the new connection could belong to. Who asks has proved by now who it is; another one ends nothing.
+        """
+        for member in list(node.members):
+            session = member.session
+            if session is not None and session.tsih == tsih and member.nexus.initiator_name == nexus.initiator_name:
+                self._end(member, "its initiator names its connection anew")
+        self._core.refuse(connection, SESSION_DOES_NOT_EXIST, f"session {tsih:#06x} ended with its connection")
+
+    def _nexus(self, event: events.LoginOpened, ports: scsi.TargetPorts) -> scsi.Nexus:
         found = event.parameters
         tag = found.portal_group_tag
-        return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, relative_port=tag)
+        return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, tag, ports=ports)
 
     def _hold(self, member: Member) -> bool:
         """A holding for every disk of the member's map. False: there was one for each already."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import alua
 from iscsi_ovs.config import sections
 from iscsi_ovs.config.configuration import Lun, PortalGroup, Target, is_among
 from iscsi_ovs.config.configuration import LunMap as WantedMap
@@ -25,10 +26,11 @@ logger = logging.getLogger("iscsi_ovs.target")
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """An iSCSI target. ``wanted`` is what the configuration says of it."""
+    """An iSCSI target. ``wanted`` is what the configuration says of it; ``ports`` are its portal groups."""
 
     wanted: Target
     maps: list[LunMap]
+    ports: scsi.TargetPorts
     members: list[Member] = field(default_factory=list)
 
     @property
@@ -93,7 +95,7 @@ class Nodes:
         there, or the LUN map that was theirs.
         """
         self._is_automatic = False
-        self._groups = groups
+        old_groups, self._groups = self._groups, groups
         changes: list[str] = []
         for node in [node for node in self if node.iqn not in targets]:
             self._withdraw(node, "it is not configured any more")
@@ -111,6 +113,25 @@ class Nodes:
                 changes.append(f"target {target.iqn} added")
             elif known.wanted != target:
                 changes += self._change(known, target)
+            if known is not None:
+                changes += self._set_ports(known, old_groups)
+        return changes
+
+    def _set_ports(self, node: Node, old_groups: Mapping[str, PortalGroup]) -> list[str]:
+        """A node's portal groups are others, or have another access state: its initiators hear of that. What they have
+        set themselves stays, where the configuration says nothing new."""
+        ports, changes = node.ports, []
+        ports.can_set = node.wanted.may_set_access
+        states: dict[int, scsi.AccessState] = {}
+        known, ports.groups = ports.groups, {}
+        for group in sorted((self._groups[name] for name in node.wanted.groups), key=lambda group: group.tag):
+            old = old_groups.get(group.name)
+            port_group = ports.groups[group.tag] = known.get(group.tag) or _port_group(group)
+            port_group.is_preferred = group.is_preferred
+            if old is not None and old.access is not group.access and port_group.state is not group.access:
+                states[group.tag] = group.access
+                changes.append(f"portal group {group.name} of {node.iqn} is {group.access.words} now")
+        alua.change(ports, states, scsi.StatusCode.IMPLICIT)
         return changes
 
     def _change(self, node: Node, target: Target) -> list[str]:
@@ -148,7 +169,11 @@ class Nodes:
         return None
 
     def _serve(self, target: Target) -> None:
-        node = Node(target, [LunMap(wanted.luns, wanted.initiators) for wanted in target.maps])
+        groups = [_port_group(self._groups[name]) for name in target.groups if name in self._groups]
+        if self._is_automatic:
+            groups = [scsi.PortGroup(1, 1)]
+        ports = scsi.TargetPorts(target.iqn, groups, can_set=target.may_set_access)
+        node = Node(target, [LunMap(wanted.luns, wanted.initiators) for wanted in target.maps], ports)
         self._by_iqn[target.iqn] = node
         for lun_map in node.maps:
             self._maps.fill(node, lun_map)
@@ -180,6 +205,11 @@ class Nodes:
                 self._withdraw(node, reason)
             else:
                 self._maps.withdraw_disk(node, disk)
+
+
+def _port_group(group: PortalGroup) -> scsi.PortGroup:
+    """The tag is the target port group's number, and, there being one port in each, that port's."""
+    return scsi.PortGroup(group.tag, group.tag, group.access, group.is_preferred)
 
 
 def _personalities(targets: Mapping[str, Target]) -> dict[str, scsi.Personality]:

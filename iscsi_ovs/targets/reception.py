@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 
+from iscsi_ovs import pdu
 from iscsi_ovs.errors import LoginError, RedirectError
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net import portal
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.session.connection import Connection
-from iscsi_ovs.targets.core import AUTHORIZATION_FAILURE, NOT_FOUND, SERVICE_UNAVAILABLE, Core
+from iscsi_ovs.targets.core import AUTHORIZATION_FAILURE, NOT_FOUND, SERVICE_UNAVAILABLE, TOO_MANY_CONNECTIONS, Core
 from iscsi_ovs.targets.nodes import Node, Nodes
 from iscsi_ovs.targets.portals import Portals
 
@@ -69,6 +70,16 @@ class Reception:
         node = self._nodes.find(name)
         if node is None or group is None or group.name not in node.wanted.groups:
             raise LoginError(*NOT_FOUND, f"no target {name!r}")
+
+    def check_session(self, request: pdu.LoginRequest) -> bool:
+        """Is there such a session? Only its one connection (the same CID) may be named anew: MaxConnections is 1."""
+        sessions = (member.session for node in self._nodes for member in node.members)
+        session = next((each for each in sessions if each is not None and each.tsih == request.tsih), None)
+        if session is None or session.parameters.isid != request.isid:
+            return False
+        if session.parameters.cid != request.cid:
+            raise LoginError(*TOO_MANY_CONNECTIONS, f"session {request.tsih:#06x} has its one connection")
+        return True
 
     def policy(self, initiator_name: str, target_name: str | None) -> Policy:
         """May this initiator log in here, and how must it prove itself? Raises LoginError."""

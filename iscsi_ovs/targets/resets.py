@@ -190,7 +190,8 @@ class Resets:
         done: Callable[[], None],
         spared: Task | None = None,
     ) -> None:
-        """End the tasks that some nexuses have on a unit, but one."""
+        """End the tasks that some nexuses have on a unit, but one. Others than whose that one is hear that commands of
+        theirs were cleared."""
         disk = self._disks.of(unit)
         wanted = {id(nexus) for nexus in nexuses}
         holdings = [] if disk is None else [each for each in disk.holdings if id(each.member.nexus) in wanted]
@@ -204,6 +205,11 @@ class Resets:
         for session, task in tasks:
             session.management.abort(task, one_done, is_own=False)
             session.management.tell_termination(task.lun)
+        asking = None if spared is None else spared.session
+        ended = {id(session) for session, _ in tasks if session is not asking}
+        for holding in holdings:
+            if id(holding.member.session) in ended:
+                unit.attend(holding.member.nexus, scsi.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
         one_done()
 
     # Stuck disks -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.records import Records
+from iscsi_ovs.targets.sanitizing import Sanitizing
 from shm_server.abi import control
 
 logger = logging.getLogger("iscsi_ovs.target")
@@ -28,11 +29,12 @@ RECONNECT_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # after the volume server
 class VolumeServer:
     """Our end of the link to the volume server."""
 
-    def __init__(self, core: Core, disks: Disks, members: Members, records: Records) -> None:
+    def __init__(self, core: Core, disks: Disks, members: Members, records: Records, sanitizing: Sanitizing) -> None:
         self._core = core
         self._disks = disks
         self._members = members
         self._records = records
+        self._sanitizing = sanitizing
         self._failures = 0
         self._doorbell_fd = -1
         self.refusal: OSError | None = None  # it will never have us
@@ -108,6 +110,7 @@ class VolumeServer:
         core.space.detach()
         self._disks.settle_all()
         self._records.lost()
+        self._sanitizing.lost()
         self._members.lost()
         if was_attached:
             self._failures = 0
@@ -118,8 +121,9 @@ class VolumeServer:
         disks, service = self._disks, self._core.service
         if isinstance(event, control.VolumeCreated):
             disks.serve(event.info)
-        elif isinstance(event, control.VolumeResized):
+        elif isinstance(event, control.VolumeResized | control.VolumeChanged):
             disks.resized(event.info)
+            self._sanitizing.changed(event.info)
         elif isinstance(event, control.RecordChanged):
             self._records.changed(event)
         elif isinstance(event, (control.VolumeRemoved, control.ReleaseRequested)):

@@ -11,6 +11,10 @@ Views = Sequence[memoryview]
 INLINE_BYTES = 1 << 20
 
 
+class StoreFailedError(OSError):
+    """Nothing can be said of what the store holds, before it has been opened again."""
+
+
 class Store(Protocol):
     """One volume's bytes. Offsets and lengths are bytes and lie within the size; the caller has checked that.
 
@@ -21,6 +25,7 @@ class Store(Protocol):
 
     can_discard: bool
     descriptor: int  # a file that has the bytes at the same offsets, for copy_file_range(2); -1: none
+    max_atomic_write_bytes: int  # 0: write_atomic() can't
     inline_bytes: int  # punch, zero and fill of up to so many bytes may run inline; 0: on a thread
     is_sync_instant: bool  # sync() has nothing to wait for: it may run inline
 
@@ -34,6 +39,13 @@ class Store(Protocol):
 
     def write(self, views: Views, offset: int) -> int:
         """Write all of the views; returns their length."""
+        ...
+
+    def write_atomic(self, data: bytes, offset: int) -> None:
+        """Write all or nothing, whenever the process dies or the power fails; durable at the end. One at a time.
+
+        StoreFailedError: what is there now is known only when the store has been opened again.
+        """
         ...
 
     def fill(self, pattern: memoryview, offset: int) -> int:
@@ -60,6 +72,10 @@ class Store(Protocol):
         """Everything written before is durable when this returns."""
         ...
 
+    def scrub(self) -> None:
+        """Durably forget every copy of data that is kept beside the store (after a sanitize operation)."""
+        ...
+
     def resize(self, size_bytes: int) -> None:
         """Grow, durably."""
         ...
@@ -78,12 +94,15 @@ class Stores(Protocol):
     """A place for stores. ``is_persistent``: they outlive the process."""
 
     is_persistent: bool
+    max_atomic_write_bytes: int  # of each store
 
     def create(self, name: str, size_bytes: int) -> None:
         """Make the store, durably. One of that name that is there already is FileExistsError."""
         ...
 
-    def open(self, name: str, size_bytes: int) -> Store: ...
+    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+        """``uuid`` is the volume's: what was left by another of this name is not this one's."""
+        ...
 
     def remove(self, name: str) -> None:
         """Remove the store, durably; one that is not there is fine."""

@@ -47,6 +47,7 @@ class DelayStore:
         self._lock = threading.Lock()
         operations = {operation for rule in rules for operation in rule.operations}
         self.can_discard = store.can_discard
+        self.max_atomic_write_bytes = store.max_atomic_write_bytes
         self.descriptor = -1 if "read" in operations else store.descriptor  # so that copies come by read()
         self.inline_bytes = 0 if operations & {"discard", "write"} else store.inline_bytes
         self.is_sync_instant = store.is_sync_instant and "flush" not in operations
@@ -90,6 +91,13 @@ class DelayStore:
         self._obey("write", offset, sum(map(len, views)))
         return self._store.write(views, offset)
 
+    def write_atomic(self, data: bytes, offset: int) -> None:
+        self._obey("write", offset, len(data))
+        self._store.write_atomic(data, offset)
+
+    def scrub(self) -> None:
+        self._store.scrub()
+
     def fill(self, pattern: memoryview, offset: int) -> int:
         self._obey("write", offset, len(pattern))
         return self._store.fill(pattern, offset)
@@ -129,12 +137,13 @@ class DelayStores:
         self._rules = rules
         self._left = {rule: rule.count for rule in rules}
         self.is_persistent = stores.is_persistent
+        self.max_atomic_write_bytes = stores.max_atomic_write_bytes
 
     def create(self, name: str, size_bytes: int) -> None:
         self._stores.create(name, size_bytes)
 
-    def open(self, name: str, size_bytes: int) -> Store:
-        store = self._stores.open(name, size_bytes)
+    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+        store = self._stores.open(name, size_bytes, uuid)
         rules = [rule for rule in self._rules if rule.volume in ("", name)]
         return DelayStore(store, rules, self._left) if rules else store
 

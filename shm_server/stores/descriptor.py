@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 from shm_server.stores import linux
-from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after
+from shm_server.stores.base import INLINE_BYTES, Store, StoreFailedError, Views, copy_by_buffer, views_after
+from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
 
 # copy_file_range between file systems that won't, or of a kernel without it.
 _CANNOT_COPY = frozenset((errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS))
@@ -27,9 +28,12 @@ class DescriptorStore:
     """Owns ``fd``."""
 
     can_discard = True
+    max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
-    def __init__(self, fd: int, *, is_memory: bool) -> None:
+    def __init__(self, fd: int, *, is_memory: bool, redo: RedoFile | None = None) -> None:
+        """``redo`` None: the store dies with the process, so that no write of it can be found half done."""
         self.fd = self.descriptor = fd
+        self._redo = redo
         self._dirty_bytes = 0
         self.is_sync_instant = is_memory
         self.inline_bytes = INLINE_BYTES if is_memory else 0
@@ -77,6 +81,28 @@ class DescriptorStore:
         while done < total:
             done += os.pwritev(self.fd, views_after(views, done), offset + done)
         return total
+
+    def write_atomic(self, data: bytes, offset: int) -> None:
+        self._allocate(offset, len(data))
+        redo = self._redo
+        if redo is None:
+            self.write((memoryview(data),), offset)
+            return
+        try:
+            redo.record(offset, data)
+        except OSError:
+            _or_fail(redo.retire)
+            raise
+        _or_fail(lambda: self.write((memoryview(data),), offset))
+        _or_fail(self._sync_data)
+        _or_fail(redo.retire)
+
+    def _allocate(self, offset: int, length: int) -> None:
+        try:
+            linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         return self.write((pattern,), offset)
@@ -137,6 +163,15 @@ class DescriptorStore:
         return True, min(os.lseek(self.fd, offset, os.SEEK_HOLE), end) - offset
 
     def sync(self) -> None:
+        self._sync_data()
+        if self._redo is not None:
+            self._redo.sync()
+
+    def scrub(self) -> None:
+        if self._redo is not None:
+            self._redo.scrub()
+
+    def _sync_data(self) -> None:
         dirty = self._dirty_bytes  # what is written while we wait is not covered
         os.fdatasync(self.fd)
         self._dirty_bytes = max(0, self._dirty_bytes - dirty)
@@ -152,6 +187,16 @@ class DescriptorStore:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = self.descriptor = -1
+            if self._redo is not None:
+                self._redo.close()
+
+
+def _or_fail(act: Callable[[], object]) -> None:
+    """A step behind which there is no way back."""
+    try:
+        act()
+    except OSError as error:
+        raise StoreFailedError(error.errno or errno.EIO, f"an atomic write: {error.strerror}") from error
 
 
 def _nothing_now(_views: Views, _offset: int) -> int:

@@ -1,4 +1,7 @@
-"""A sparse file per volume: <pool>/volumes/NAME.raw. The space a volume takes is what was written and not discarded."""
+"""A sparse file per volume: <pool>/volumes/NAME.raw. The space a volume takes is what was written and not discarded.
+
+Beside it, from its first WRITE ATOMIC on, NAME.redo (redo.py).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 from shm_server.stores import linux
 from shm_server.stores.base import Store
 from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
 
 
 class FileStores:
     is_persistent = True
+    max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -20,6 +25,9 @@ class FileStores:
 
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.raw"
+
+    def _redo_path(self, name: str) -> Path:
+        return self._directory / f"{name}.redo"
 
     def create(self, name: str, size_bytes: int) -> None:
         path = self.path(name)
@@ -37,9 +45,9 @@ class FileStores:
             raise
         finally:
             os.close(fd)
-        self._sync_directory()
+        sync_directory(self._directory)
 
-    def open(self, name: str, size_bytes: int) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
         path = self.path(name)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -51,14 +59,22 @@ class FileStores:
                 raise OSError(errno.EIO, f"{path} has {actual} bytes, volume {name} has {size_bytes}")
             # A loss that the kernel has not reported yet is reported here, not to somebody's FLUSH (CONTRACTS 1).
             os.fdatasync(fd)
-            return DescriptorStore(fd, is_memory=linux.filesystem_magic(fd) == linux.TMPFS_MAGIC)
+            is_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
+            redo = RedoFile(self._redo_path(name), uuid)
+            try:
+                redo.replay(fd, actual)
+            except OSError:
+                redo.close()
+                raise
+            return DescriptorStore(fd, is_memory=is_memory, redo=redo)
         except OSError:
             os.close(fd)
             raise
 
     def remove(self, name: str) -> None:
+        self._redo_path(name).unlink(missing_ok=True)
         self.path(name).unlink(missing_ok=True)
-        self._sync_directory()
+        sync_directory(self._directory)
 
     def allocated_bytes(self, name: str) -> int:
         try:
@@ -68,10 +84,3 @@ class FileStores:
 
     def close(self) -> None:
         pass
-
-    def _sync_directory(self) -> None:
-        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -7,10 +7,12 @@ import os
 
 from shm_server.stores.base import Store
 from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES
 
 
 class MemoryStores:
     is_persistent = False
+    max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -22,7 +24,7 @@ class MemoryStores:
         os.ftruncate(fd, size_bytes)
         self._descriptors[name] = fd
 
-    def open(self, name: str, size_bytes: int) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
         return DescriptorStore(os.dup(self._descriptors[name]), is_memory=True)
 
     def remove(self, name: str) -> None:

@@ -6,6 +6,7 @@ can be measured with fs_nullio and used again afterwards.
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ class NullStore:
 
     can_discard = True
     descriptor = -1
+    max_atomic_write_bytes = 0
     inline_bytes = INLINE_BYTES
     is_sync_instant = True
     dirty_bytes = 0
@@ -35,6 +37,12 @@ class NullStore:
 
     def write(self, views: Views, offset: int) -> int:
         return sum(map(len, views))
+
+    def write_atomic(self, data: bytes, offset: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "this store keeps nothing")
+
+    def scrub(self) -> None:
+        pass
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         return len(pattern)
@@ -68,5 +76,7 @@ class NullStore:
 
 
 class NullStores(FileStores):
-    def open(self, name: str, size_bytes: int) -> Store:
+    max_atomic_write_bytes = 0
+
+    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
         return NullStore(self.path(name))

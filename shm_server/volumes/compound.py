@@ -1,4 +1,4 @@
-"""COMPARE, COMPARE AND WRITE and OR WRITE: what looks at the volume's bytes, as one against every handle (CONTRACTS 6).
+"""COMPARE, COMPARE AND WRITE, OR WRITE and WRITE ATOMIC: as one against every handle of the volume (CONTRACTS 6).
 
 The range is claimed for the whole operation; a long one goes in steps of a MiB with a pause between them, so that
 other ranges and other volumes are served meanwhile (CONTRACTS 7). Where what is there is not what was brought, the
@@ -78,6 +78,23 @@ async def or_write(
         return (int.from_bytes(there, "little") | int.from_bytes(mask, "little")).to_bytes(len(there), "little")
 
     return await _change(volume, change, offset, length, is_cancelled, is_durable=is_durable)
+
+
+async def write_atomic(volume: Volume, payload: Payload, offset: int, length: int, is_cancelled: IsCancelled) -> int:
+    """All or nothing, whenever the process dies or the power fails; durable at its end."""
+    limit = volume.store.max_atomic_write_bytes
+    if length > limit:
+        number = errno.EINVAL if limit else errno.EOPNOTSUPP
+        raise OSError(number, f"an atomic write of {length} bytes, the store can do {limit}")
+    volume.check_write(offset, length)
+    with volume.ranges.claim(Claim.EXCLUSIVE, offset, length) as claim:
+        await claim
+        async with volume.atomic_lock:
+            check_cancelled(is_cancelled)
+            volume.check_write(offset, length)  # who was before us may have failed
+            if length:
+                await volume.write_atomic(payload.read(0, length), offset)
+    return length
 
 
 async def _change(

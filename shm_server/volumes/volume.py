@@ -15,8 +15,8 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from shm_server.runtime import Call, Lane, Runtime, Wait
-from shm_server.stores.base import INLINE_BYTES, Store, Views, views_after, views_until
+from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
+from shm_server.stores.base import INLINE_BYTES, Store, StoreFailedError, Views, views_after, views_until
 from shm_server.stores.descriptor import DIRTY_BUDGET_BYTES
 from shm_server.volumes.extents import Extents
 from shm_server.volumes.ranges import Claim, Ranges
@@ -54,6 +54,7 @@ class Volume:
         self.on_failure: Callable[[], None] = lambda: None
         self.ranges = Ranges(runtime)
         self._lane = Lane()
+        self.atomic_lock = Lock()  # the store takes one atomic write at a time
         self._extents = Extents(runtime, self._lane, store)
         self._sync_lane = Lane(1)
         self._sync_waiters: list[Wait[None]] = []
@@ -106,6 +107,14 @@ class Volume:
         done = self.store.write_now((view,), offset)
         if done < len(view):
             await Call(self.runtime, self._lane, partial(self.store.write, (view[done:],), offset + done))
+
+    async def write_atomic(self, data: bytes, offset: int) -> None:
+        """Write all or nothing, durably; the caller has an exclusive claim, and ``atomic_lock``."""
+        try:
+            await Call(self.runtime, self._lane, partial(self.store.write_atomic, data, offset))
+        except StoreFailedError as error:
+            self._fail(str(error), error)
+            raise
 
     async def end_write(self, *, is_durable: bool) -> None:
         """After every write: durable where it is to be, else a sync in the background where much is dirty."""
@@ -278,7 +287,7 @@ class Volume:
 
     def _check_failure(self) -> None:
         if self.failure:
-            raise OSError(errno.EIO, f"volume {self.name} failed: a flush met errno {self.failure}; open it anew")
+            raise OSError(errno.EIO, f"volume {self.name} failed: it met errno {self.failure}; open it anew")
 
     # fdatasync ------------------------------------------------------------------------------------------------------
 
@@ -291,10 +300,8 @@ class Volume:
 
     def _end_sync(self, waiters: list[Wait[None]], error: BaseException | None) -> None:
         self._is_syncing = False
-        if error is not None and not self.failure:
-            self.failure = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-            log.error("volume %s failed: fdatasync: %s", self.name, error)
-            self.on_failure()
+        if error is not None:
+            self._fail(f"fdatasync: {error}", error)
         failed = OSError(errno.EIO, f"volume {self.name}: fdatasync failed") if self.failure else None
         if self.failure:
             waiters, self._sync_waiters = waiters + self._sync_waiters, []
@@ -302,6 +309,13 @@ class Volume:
             waiter.set(None, failed)
         if self._sync_waiters:
             self._start_sync()
+
+    def _fail(self, words: str, error: BaseException) -> None:
+        """Nothing is promised any more, until the volume is opened anew."""
+        if not self.failure:
+            self.failure = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+            log.error("volume %s failed: %s", self.name, words)
+            self.on_failure()
 
     # Size and end ---------------------------------------------------------------------------------------------------
 

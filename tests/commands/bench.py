@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET
-from iscsi_ovs.ports import PortGroup, TargetPorts
+from iscsi_ovs.scsi import PortGroup, TargetPorts
 from iscsi_ovs.testing.memory_device import MemoryDevice, MemoryPool
 
 UUID = "00112233445566778899aabbccddeeff"
@@ -72,6 +72,8 @@ class Bench:
         self.nexus = self.login()
         self.payload = b""
         self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
+        self.sanitizes: list[scsi.SanitizeRequest] = []
+        self.sanitize_error: OSError | None = None  # what becomes of them
         self.aborted: list[scsi.Nexus] = []  # whose tasks it had aborted
 
     def login(self, nexus: scsi.Nexus | None = None, *, tag: int = 1, hears_power_on: bool = False) -> scsi.Nexus:
@@ -138,6 +140,9 @@ class Bench:
             if isinstance(result, scsi.RecordUpdate):
                 self.records[result.record] = result.data
                 result = result.finish(None)
+            elif isinstance(result, scsi.SanitizeRequest):
+                self.sanitizes.append(result)
+                result = result.finish(self.sanitize_error)
             elif isinstance(result, scsi.AbortTasks):
                 self.aborted += result.nexuses
                 result = result.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import transport_id
 from iscsi_ovs.commands.registrations import Registrant
-from iscsi_ovs.ports import PortGroup, TargetPorts
+from iscsi_ovs.scsi import PortGroup, TargetPorts
 from tests.commands.bench import IQN, Bench
 
 PORTS = ((1, 1), (2, 2))  # portal group tag, relative target port

@@ -6,7 +6,7 @@ import pytest
 
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import OPERATIONS, alua
-from iscsi_ovs.ports import AccessState, PortGroup, StatusCode, TargetPorts
+from iscsi_ovs.scsi import AccessState, PortGroup, StatusCode, TargetPorts
 from tests.commands.bench import IQN, UUID, Bench, code, field_pointer, list_pointer, new_nexus
 
 CHANGED = (0x6, 0x2A, 0x06)

@@ -17,6 +17,9 @@ LAYOUTS = [
 ]
 
 SIZES = {
+    "Timestamp": 12,
+    "TimestampData": 12,
+    "SetTimestampData": 12,
     "ReportSupportedTaskManagementFunctions": 12,
     "TargetPortGroups": 12,
     "SendDiagnostic": 6,
@@ -46,6 +49,11 @@ SIZES = {
     "ReadCapacity10": 10,
     "ReadCapacity16": 16,
     "GetLbaStatus": 16,
+    "Sanitize": 10,
+    "FormatUnit": 6,
+    "SanitizeOverwrite": 4,
+    "FormatHeaderShort": 4,
+    "FormatHeaderLong": 8,
     "ExtendedCopy": 16,
     "ReceiveCopyResults": 16,
     "ParameterListHeader": 16,

@@ -65,6 +65,7 @@ TABLE: list[tuple[str, dict[int, int], tuple[bool, ...]]] = [
     ("SANITIZE, OVERWRITE", {}, WRITE),
     ("SEND DIAGNOSTIC", {}, WRITE),
     ("SET TARGET PORT GROUPS", {}, WRITE),
+    ("SET TIMESTAMP", {}, WRITE),
     ("START STOP UNIT", {4: 0x01}, LOOK),
     ("START STOP UNIT", {4: 0x00}, WRITE),
     ("START STOP UNIT", {4: 0x11}, WRITE),

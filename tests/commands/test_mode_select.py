@@ -18,7 +18,7 @@ LENGTH_ERROR = (0x5, 0x1A, 0x00)
 
 CACHING = "881204" + "00" * 17
 CONTROL = "8a0a0210" + "00" * 8
-EXTENSION = "4a01001c" + "00" * 28
+EXTENSION = "4a01001c07" + "00" * 27
 SHORT = "0000080000000200"
 LONG = "00000000000008000000000000000200"
 WCE_OFF = "881200" + "00" * 17
@@ -169,7 +169,7 @@ def test_refused_flags(disk: Bench, flags: int, pointer: tuple[int, int]) -> Non
         ("0a0a0010" + "00" * 8, (4 + 2, 1)),  # GLTSD is no choice
         ("0a0a021000" + "00" * 6 + "80", (4 + 11, 7)),
         (CACHING + "010a80" + "00" * 9, (4 + 20 + 2, 7)),
-        ("4a01001c04" + "00" * 27, (4 + 4, 2)),
+        ("4a01001c03" + "00" * 27, (4 + 4, 2)),
         ("0a0b0210" + "00" * 9, (4 + 1, None)),  # a page length that lies
         ("0a090210" + "00" * 7, (4 + 1, None)),
         ("4a01001d" + "00" * 29, (4 + 2, None)),

@@ -6,7 +6,7 @@ import pytest
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.commands import COMMAND_SET, OPERATIONS, vpd
-from iscsi_ovs.ports import PortGroup
+from iscsi_ovs.scsi import PortGroup
 from tests.commands.bench import IQN, UUID, Bench
 
 
@@ -124,8 +124,8 @@ def test_block_limits_follow_the_limits() -> None:
 
 
 def test_block_device_characteristics(disk: Bench) -> None:
-    """Nothing rotates."""
-    assert page(disk, 0xB1).hex() == "0001" + "00" * 58
+    """Nothing rotates; after SANITIZE (BLOCK ERASE) blocks can be read."""
+    assert page(disk, 0xB1).hex() == "00010040" + "00" * 56
 
 
 def test_logical_block_provisioning(disk: Bench) -> None:

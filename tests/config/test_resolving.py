@@ -10,7 +10,7 @@ from iscsi_ovs.config.configuration import EVERYBODY, Access, LunMap, is_among
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.login import policy
 from iscsi_ovs.net.portal import Address
-from iscsi_ovs.scsi import Personality
+from iscsi_ovs.scsi import AccessState, Personality
 from tests.config.files import LEAST, WHOLE, changed, load
 
 IQN = "iqn.2024-05.com.example:disk"
@@ -185,3 +185,15 @@ def test_configurations_are_values(tmp_path: Path) -> None:
     assert load(tmp_path, WHOLE) == load(tmp_path, WHOLE)
     assert load(tmp_path, WHOLE) != load(tmp_path, changed("read-only = true", "read-only = false"))
     assert LunMap({}) == LunMap({})
+
+
+def test_how_good_a_way_a_portal_group_is(tmp_path: Path) -> None:
+    """Its access state, whether it is preferred, and who may change that."""
+    group = '[portal-group.a]\naccess = "non-optimized"\npreferred = true\n'
+    found = load(tmp_path, group + '[lun.x]\n[target.t]\nexplicit-alua = true\nlun.0 = "x"\n')
+    assert (found.groups["a"].access, found.groups["a"].is_preferred) == (AccessState.ACTIVE_NON_OPTIMIZED, True)
+    (target,) = found.targets.values()
+    assert target.may_set_access
+    plain = load(tmp_path, LEAST)
+    assert plain.groups["default"].access is AccessState.ACTIVE_OPTIMIZED
+    assert not any(target.may_set_access for target in plain.targets.values())

@@ -177,8 +177,18 @@ def test_a_session_that_is_not_there() -> None:
     refused((2, 0x0A), login.Login(1), 0, IDENTITY, tsih=9)
 
 
+def test_a_session_whose_connection_is_named_anew() -> None:
+    """The owner may let such a login go on, to be authenticated first."""
+    side = login.Login(1)
+    side.check_session = lambda request: request.tsih == 9
+    refused((2, 0x0A), side, 0, IDENTITY, tsih=8)
+    side = login.Login(1)
+    side.check_session = lambda request: request.tsih == 9
+    assert send(side, SECURITY_TO_OPERATIONAL, IDENTITY, tsih=9).flags == SECURITY_TO_OPERATIONAL
+
+
 def test_check_session_may_say_why() -> None:
-    def refuse(request: pdu.LoginRequest) -> None:
+    def refuse(request: pdu.LoginRequest) -> bool:
         raise errors.LoginError(2, 6, f"session {request.tsih} has its one connection")
 
     side = login.Login(1)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from iscsi_ovs import scsi
+from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import LoginError
 from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.net import driver
@@ -235,6 +235,9 @@ class LoginOwner(Owner):
 
     def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
         return [(TARGET, [f"{self.address},1"])]
+
+    def check_session(self, request: pdu.LoginRequest) -> bool:
+        return False
 
     def check_target(self, name: str) -> None:
         if name != TARGET:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from iscsi_ovs import scsi
+from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import LoginError
 from iscsi_ovs.login.policy import OPEN, Policy
 from iscsi_ovs.session import events
@@ -67,6 +67,9 @@ class Conversation:
 
     def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
         return [(TARGET, ["127.0.0.1:3260,1"])]
+
+    def check_session(self, request: pdu.LoginRequest) -> bool:
+        return False
 
     def check_target(self, name: str) -> None:
         if name != TARGET:

@@ -31,7 +31,7 @@ Connect = Callable[..., AbiClient]
 def make(runtime: Runtime, path: Path, kind: str, name: str, delays: Any = ()) -> Volume:
     stores = open_stores(kind, path / kind, delays)
     stores.create(name, SIZE)
-    return Volume(runtime, stores.open(name, SIZE), name, "00" * 16, SIZE, 1)
+    return Volume(runtime, stores.open(name, SIZE, "00" * 16), name, "00" * 16, SIZE, 1)
 
 
 @pytest.fixture(params=["memory to memory", "file to file", "memory to file", "delayed to memory"])

@@ -198,6 +198,7 @@ def test_data_is_refused_while_it_runs(start_server: Start, connect: Connect, st
         (Opcode.COMPARE, 512, []),
         (Opcode.COMPARE_AND_WRITE, 512, [(0, 0, 1024)]),
         (Opcode.OR_WRITE, 512, [(0, 0, 512)]),
+        (Opcode.WRITE_ATOMIC, 512, [(0, 0, 512)]),
         (Opcode.EXTENTS, 512, []),
         (Opcode.COPY, 512, ring.copy_source(4096, client.handle, client.epoch)),
     ]:

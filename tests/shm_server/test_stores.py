@@ -33,7 +33,7 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stores]:
 @pytest.fixture
 def store(stores: Stores) -> Iterator[Store]:
     stores.create("demo", SIZE)
-    opened = stores.open("demo", SIZE)
+    opened = stores.open("demo", SIZE, "00" * 16)
     yield opened
     opened.close()
 
@@ -101,13 +101,13 @@ def test_growing_adds_zeros(store: Store) -> None:
 def test_stores_outlive_their_closing(stores: Stores) -> None:
     """Closed and opened again the bytes are there; removed they are not, and a second creation is refused."""
     stores.create("demo", SIZE)
-    store = stores.open("demo", SIZE)
+    store = stores.open("demo", SIZE, "00" * 16)
     fill(store, 5, b"hello")
     store.sync()
     store.close()
     with pytest.raises(FileExistsError):
         stores.create("demo", SIZE)
-    store = stores.open("demo", SIZE)
+    store = stores.open("demo", SIZE, "00" * 16)
     assert content(store, 5, 5) == b"hello"
     store.close()
     assert stores.allocated_bytes("demo") > 0
@@ -121,7 +121,7 @@ def test_null_drops_writes_and_reads_zeros(tmp_path: Path) -> None:
     """Nothing is kept, and what was in the buffer is overwritten by zeros."""
     stores = open_stores("null", tmp_path)
     stores.create("demo", SIZE)
-    store = stores.open("demo", SIZE)
+    store = stores.open("demo", SIZE, "00" * 16)
     buffer = memoryview(bytearray(b"x" * 100))
     assert store.write_now([buffer], 0) == 100
     assert store.read_now([buffer], 50) == 100
@@ -133,11 +133,11 @@ def test_a_file_that_went_missing_or_short_is_an_error(tmp_path: Path) -> None:
     """EIO with the path, never a volume of zeros."""
     stores = open_stores("file", tmp_path)
     with pytest.raises(OSError, match=r"demo\.raw is missing"):
-        stores.open("demo", SIZE)
+        stores.open("demo", SIZE, "00" * 16)
     stores.create("demo", SIZE)
     os.truncate(tmp_path / "volumes" / "demo.raw", 10)
     with pytest.raises(OSError, match="has 10 bytes") as caught:
-        stores.open("demo", SIZE)
+        stores.open("demo", SIZE, "00" * 16)
     assert caught.value.errno == errno.EIO
 
 
@@ -147,7 +147,7 @@ def test_a_delay_takes_its_time_on_the_blocking_call_only(tmp_path: Path) -> Non
     rules += [DelayRule(operations=("flush",), error=errno.EIO)]
     stores = open_stores("memory", tmp_path, rules)
     stores.create("demo", SIZE)
-    store = stores.open("demo", SIZE)
+    store = stores.open("demo", SIZE, "00" * 16)
     data = memoryview(b"x" * 20)
     assert store.write_now([data], 0) == 20
     assert store.write_now([data], 4090) == 0

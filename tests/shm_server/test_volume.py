@@ -26,7 +26,7 @@ def never() -> bool:
 def make(runtime: Runtime, path: Path, kind: str = "memory", size: int = SIZE, delays: Any = ()) -> Volume:
     stores = open_stores(kind, path, delays)
     stores.create("demo", size)
-    return Volume(runtime, stores.open("demo", size), "demo", "00" * 16, size, 1)
+    return Volume(runtime, stores.open("demo", size, "00" * 16), "demo", "00" * 16, size, 1)
 
 
 ranges = st.tuples(st.integers(0, SIZE + 5000), st.integers(0, 80_000))

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from iscsi_ovs import block, scsi
 from iscsi_ovs.config.configuration import Configuration
 from iscsi_ovs.errors import ConfigurationError
@@ -74,6 +76,7 @@ class FakeService:
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.recordings: list[Callable[[Any], None]] = []  # what is to be read or put: called when it is its turn
         self.holds_records = False
+        self.sanitizes: list[tuple[control.Sanitize, Callable[[Any], None]]] = []  # asked for and not answered
         self.acks: list[control.Event] = []
         self.is_attached = False
         self.is_there = True
@@ -104,6 +107,9 @@ class FakeService:
         recordings, self.recordings = self.recordings, []
         for record in recordings:
             record(error)
+        sanitizes, self.sanitizes = self.sanitizes, []
+        for _, callback in sanitizes:
+            callback(error)
         handles, self.handles = self.handles, []
         for handle in handles:
             if handle.closing is not None:
@@ -156,6 +162,14 @@ class FakeService:
             callback(error or control.Record(0, record, version + 1, b""))
 
         self.recordings.append(put)
+
+    def sanitize(self, message: control.Sanitize, callback: Callable[[Any], None]) -> None:
+        self.sanitizes.append((message, callback))
+
+    def change(self, **fields: Any) -> None:
+        """Something is new of the volume "demo", and its holders hear of it."""
+        self.infos["demo"] = msgspec.structs.replace(self.infos["demo"], **fields)
+        self.on_event(control.VolumeChanged(1, self.infos["demo"]))
 
     def run(self) -> bool:
         worked = False

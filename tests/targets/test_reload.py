@@ -278,3 +278,34 @@ def test_reload_while_the_volume_server_is_away(house: Reloaded) -> None:
     assert client.luns() == [0, 1, 7]
     client.attentions(7)
     assert client.do(client.read(0, 1, lun=7)).status == scsi.GOOD
+
+
+def test_an_access_state_is_another(house: Reloaded) -> None:
+    """An operator puts a portal group in standby: its initiators and those of the other path hear of it, and go on."""
+    here, there = house.log_in(), house.log_in(at=Address("127.0.0.2", 3261), name=HOST_B)
+    standby = 'listen = ["127.0.0.1:3260"]\naccess = "standby"\n'
+    assert house.reload('listen = ["127.0.0.1:3260"]\n', standby) == [
+        f"portal group inner of {PREFIX}disk is standby now",
+        f"portal group inner of {PREFIX}other is standby now",
+    ]
+    assert here.attentions() == there.attentions() == [(0x2A, 0x06)]
+    assert here.do(here.read(0, 1)).additional_sense == (0x04, 0x0B)
+    assert there.do(there.read(0, 1)).status == scsi.GOOD
+    assert house.reload("[lun.one]", "[lun.one]") == [
+        f"portal group inner of {PREFIX}disk is active optimized now",
+        f"portal group inner of {PREFIX}other is active optimized now",
+    ]
+    here.attentions()
+    assert here.do(here.read(0, 1)).status == scsi.GOOD
+
+
+def test_a_portal_group_more(house: Reloaded) -> None:
+    """It is a target port more, for those who are there already, too."""
+    client = house.log_in("other", HOST_B)
+    (nexus,) = house.target.nodes.find(PREFIX + "other").ports.nexuses.values()  # type: ignore[union-attr]
+    assert list(nexus.ports.groups) == [1]
+    old = '[target.other]\nportal-group = "inner"'
+    house.reload(old, '[target.other]\nportal-group = ["outer", "inner"]\nexplicit-alua = true')
+    assert list(nexus.ports.groups) == [1, 2]
+    assert nexus.ports.can_set
+    assert client.attentions() == []

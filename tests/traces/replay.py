@@ -59,6 +59,9 @@ class Replay:
     def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
         return [(IQN, [f"{self.disk.portal},1"])]
 
+    def check_session(self, request: pdu.LoginRequest) -> bool:
+        return False
+
     def check_target(self, name: str) -> None:
         if name != IQN:
             raise LoginError(2, 3, "no such target")

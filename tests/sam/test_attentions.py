@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from iscsi_ovs import attentions
-from iscsi_ovs.attentions import (
+from iscsi_ovs.sam import attentions
+from iscsi_ovs.sam.attentions import (
     CAPACITY_DATA_HAS_CHANGED,
     I_T_NEXUS_LOSS_OCCURRED,
     MODE_PARAMETERS_CHANGED,

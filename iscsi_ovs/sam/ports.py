@@ -21,6 +21,10 @@ class AccessState(enum.IntEnum):
     STANDBY = 0x2
     UNAVAILABLE = 0x3
 
+    @property
+    def words(self) -> str:
+        return self.name.lower().replace("_", " ")
+
 
 class StatusCode(enum.IntEnum):
     """Why a group is in its state (SPC-4 table 264)."""

@@ -1,0 +1,1 @@
+"""The rooms behind scsi.py: one noun each. Whoever needs one comes through that door."""
