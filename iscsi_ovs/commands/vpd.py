@@ -269,7 +269,7 @@ def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
         maximum_compare_and_write_length=limits.max_compare_and_write_blocks,
         optimal_transfer_granularity=physical_blocks,
         maximum_transfer_length=unit.max_transfer_blocks,
-        optimal_transfer_length=limits.optimal_transfer_bytes // unit.block_bytes,
+        optimal_transfer_length=min(limits.optimal_transfer_bytes // unit.block_bytes, unit.max_transfer_blocks),
         maximum_prefetch_length=unit.max_transfer_blocks,
         maximum_unmap_lba_count=limits.max_unmap_blocks if can_unmap else 0,
         maximum_unmap_descriptor_count=limits.max_unmap_descriptors if can_unmap else 0,

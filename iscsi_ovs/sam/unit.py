@@ -98,13 +98,19 @@ class LogicalUnit:
         # bound once: they go with every request
         self.finish_read: Callable[[block.Completion], Outcome] = self._finish_read
         self.finish_write: Callable[[block.Completion], Outcome] = self._finish_write
+        self._room_bytes = self.limits.max_transfer_bytes
         self._set_geometry(geometry)
 
     def _set_geometry(self, geometry: block.Geometry) -> None:
         self.geometry = geometry
         self.block_bytes = self.personality.logical_block_bytes
         self.capacity_blocks = geometry.size_bytes // self.block_bytes
-        self.max_transfer_blocks = self.limits.max_transfer_bytes // self.block_bytes
+        self.max_transfer_blocks = min(self.limits.max_transfer_bytes, self._room_bytes) // self.block_bytes
+
+    def limit_transfers(self, room_bytes: int) -> None:
+        """There is no room for more than so much of one command's data."""
+        self._room_bytes = room_bytes
+        self._set_geometry(self.geometry)
 
     def _index_operations(self) -> None:
         """Rows by opcode; without a write cache those that write through, so that with one nothing is asked."""

@@ -33,6 +33,7 @@ for _operation in block.Operation:
 # WRITE that was done miscompares at its second try; what a COPY reads may have been written by its first (CONTRACTS 9).
 _REPEATABLE = frozenset(block.Operation) - {block.Operation.COMPARE_AND_WRITE, block.Operation.COPY}
 
+Mistake = Callable[[block.Request, Exception], None]
 _Waiting = tuple[int, int, block.Request, Sequence[ring.Part]]  # handle, epoch, request, parts
 
 
@@ -61,6 +62,7 @@ class RingQueue:
         self._tags = list(range(completion_entries - 1, -1, -1))
         self._backlog: deque[_Waiting] = deque()
         self._rest: Iterator[ring.Completion] = iter(())  # taken from the ring, not yet called back
+        self.on_mistake: Mistake | None = None  # told of a callback that raised; None: collect() raises it
         self.broken: str | None = None  # what the server did that can't be
         self.is_closed = False
 
@@ -159,7 +161,7 @@ class RingQueue:
         """Call ``done`` for every completion that is there; returns how many.
 
         A callback may submit, and may collect (a library call inside a callback): both see the same iterator, so
-        nothing is called twice and nothing is lost, even where a callback raises.
+        nothing is called twice and nothing is lost, even where a callback raises: ``on_mistake`` is told.
         """
         if self.is_closed:
             return 0
@@ -179,22 +181,30 @@ class RingQueue:
         self._rest = rest = iter(taken)
         table, free = self._table, self._tags
         completion_class = block.Completion
-        for tag, number, _, done_bytes, detail in rest:
+        request: block.Request | None = None
+        while True:
             try:
-                request = table[tag]
-            except IndexError:
-                request = None
-            if request is None:
-                self.broken = f"a completion bears tag {tag}, which is not in flight"
-                return len(taken)
-            table[tag] = None
-            free.append(tag)
-            done = request.done
-            if done is not None:
-                failure = error_of(number, request.operation, request.fua) if number else None
-                done(_new(completion_class, (request, failure, done_bytes, detail)))
-            if self.is_closed:
+                for tag, number, _, done_bytes, detail in rest:
+                    try:
+                        request = table[tag]
+                    except IndexError:
+                        request = None
+                    if request is None:
+                        self.broken = f"a completion bears tag {tag}, which is not in flight"
+                        return len(taken)
+                    table[tag] = None
+                    free.append(tag)
+                    done = request.done
+                    if done is not None:
+                        failure = error_of(number, request.operation, request.fua) if number else None
+                        done(_new(completion_class, (request, failure, done_bytes, detail)))
+                    if self.is_closed:
+                        break
                 break
+            except Exception as error:
+                if self.on_mistake is None or request is None:
+                    raise
+                self.on_mistake(request, error)
         if self._backlog:
             self._drain_backlog()
         return len(taken)

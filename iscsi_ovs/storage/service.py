@@ -23,7 +23,7 @@ from typing import TypeVar
 from iscsi_ovs.storage.attachment import Attachment
 from iscsi_ovs.storage.device import DeviceHandle
 from iscsi_ovs.storage.link import Answer, Callback, ControlLink
-from iscsi_ovs.storage.queue import RingQueue
+from iscsi_ovs.storage.queue import Mistake, RingQueue
 from iscsi_ovs.storage.slots import SlotPool
 from shm_server.abi import control, layout
 
@@ -62,6 +62,7 @@ class Service:
         self.on_attached: Callable[[list[control.VolumeInfo]], None] | None = None
         self.on_lost: Callable[[OSError], None] | None = None
         self.on_event: Callable[[control.Event], None] | None = None
+        self.on_mistake: Mistake | None = None  # a request's callback raised; None: collect() raises it. Set it early
 
     # Connecting --------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,7 @@ class Service:
                 try:
                     self._attachment = Attachment(answer, link.take_descriptors(), self._later)
                     self._queue = self._attachment.queue
+                    self._queue.on_mistake = self.on_mistake
                     callback(None)
                 except OSError as error:
                     callback(error)

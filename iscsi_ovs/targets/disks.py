@@ -93,6 +93,7 @@ class Disks:
         unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
         unit.power_on = self._core.owner
         unit.now_ms = wall_ms
+        self._limit_transfers(unit)
         disk = Disk(info, unit)
         _tell_sanitize(disk)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
@@ -121,6 +122,16 @@ class Disks:
         self.withdraw(disk, reason)
         self.serve(disk.info)
         logger.info("%s: %s", disk.name, reason)
+
+    def limit_transfers(self) -> None:
+        """A (new) segment is there: what it can't hold at once no unit may promise."""
+        for disk in self:
+            self._limit_transfers(disk.unit)
+
+    def _limit_transfers(self, unit: scsi.LogicalUnit) -> None:
+        largest_bytes = self._core.space.largest_bytes
+        if largest_bytes:  # else the volume server is away, and says when it is back
+            unit.limit_transfers(largest_bytes)
 
     def settle(self, disk: Disk) -> None:
         """Is the unit BUSY? Whatever that depends on has changed."""

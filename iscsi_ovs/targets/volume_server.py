@@ -11,6 +11,7 @@ import errno
 import logging
 from collections.abc import Callable
 
+from iscsi_ovs import block, scsi
 from iscsi_ovs.net.driver import EDGE
 from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disks
@@ -42,6 +43,7 @@ class VolumeServer:
         core.service.on_attached = self._attached
         core.service.on_lost = self._lost
         core.service.on_event = self._happened
+        core.service.on_mistake = self._mistaken
 
     def connect(self) -> None:
         """Look for it, now and until it is there."""
@@ -77,12 +79,28 @@ class VolumeServer:
         self._core.service.control_ready(readable=True, writable=True)
         self._core.follow_control()
 
+    def _mistaken(self, request: block.Request, error: Exception) -> None:
+        """What was to become of a completion raised: that costs the session whose command it was, and no other."""
+        logger.error("a mistake of ours behind %s: a session ends", request.operation.name, exc_info=error)
+        command = request.context
+        if not isinstance(command, scsi.Command):
+            return
+        session = command.context.session
+        try:
+            self._core.drop(session.connection, "a mistake of ours")
+            if command.context.is_aborted:  # its zombie has come back, if not as it should
+                is_read = request.operation is block.Operation.READ
+                session.complete(command, scsi.Outcome(buffer=request.buffer if is_read else None))
+        except Exception:
+            logger.exception("and ending it was another")
+
     def _attached(self, infos: list[control.VolumeInfo]) -> None:
         core, disks = self._core, self._disks
         self._failures = 0
         self._doorbell_fd = core.service.doorbell_fileno()
         core.driver.watch(self._doorbell_fd, lambda mask: None, EDGE)  # collect() follows in the same turn
         core.space.attach(core.service.pool, [session.window for session in self._members.sessions()])
+        disks.limit_transfers()
         known = {info.uuid for info in infos}
         for disk in disks:
             if disk.info.uuid not in known:

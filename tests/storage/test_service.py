@@ -243,6 +243,29 @@ def test_a_callback_may_collect_and_may_raise(pair: Pair) -> None:
     assert queue_of(pair).in_flight == 0
 
 
+def test_a_callback_that_raises_is_told_of(pair: Pair) -> None:
+    """With on_mistake nothing raises out of collect(): it hears of the request, and those behind it go on."""
+    pair.service.close()
+    mistakes: list[tuple[block.Request, str]] = []
+    pair.service.on_mistake = lambda request, error: mistakes.append((request, str(error)))
+    pair.service.connect()
+    pair.until(lambda: len(pair.attached) == 2)
+    device = pair.open()
+
+    def failing(completion: block.Completion) -> None:
+        raise ValueError(f"callback {completion.request.offset_bytes}")
+
+    requests = []
+    for number in range(6):
+        done = failing if number % 2 else pair.completions.append
+        requests.append(block.Request(Operation.READ, number, 0, done=done))
+        device.submit(requests[-1])
+    pair.until(lambda: len(pair.completions) == 3)
+    assert mistakes == [(requests[number], f"callback {number}") for number in (1, 3, 5)]
+    assert [completion.request for completion in pair.completions] == requests[::2]
+    assert queue_of(pair).in_flight == 0
+
+
 def test_the_end_of_the_server_completes_everything(pair: Pair) -> None:
     """In flight, waiting, control requests, fences: all called back, then on_lost, with descriptors still open."""
     device = pair.open()
