@@ -43,6 +43,7 @@ from iscsi_ovs.sam.command import (
     RecordUpdate,
     Sanitize,
     SanitizeRequest,
+    UsageQuery,
 )
 from iscsi_ovs.sam.conditions import (
     INVALID_COMMAND_OPERATION_CODE,
@@ -166,6 +167,7 @@ __all__ = [
     "StatusCode",
     "TargetPorts",
     "TaskRouter",
+    "UsageQuery",
     "encode_lun",
     "invalid_field",
 ]

@@ -35,6 +35,7 @@ from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
 from iscsi_ovs.targets.sanitizing import Sanitizing
 from iscsi_ovs.targets.shutdown import Shutdown
+from iscsi_ovs.targets.usage import Usage
 from iscsi_ovs.targets.volume_server import VolumeServer
 
 __all__ = ["DEFAULT_IQN_PREFIX", "Settings", "TargetServer", "assemble"]
@@ -60,6 +61,7 @@ class TargetServer:
         self.resets.may_reset_target = self.nodes.may_reset
         self.shutdown = Shutdown(core, self.members, self.stop)
         sanitizing = Sanitizing(core, self.disks, commands)
+        Usage(core, self.disks, commands)
         self.volume_server = VolumeServer(core, self.disks, self.members, records, sanitizing)
         self._execute = commands.execute  # bound once: on the path of every command
 

@@ -1,15 +1,20 @@
-"""LOG SENSE (SPC-4 6.9 and 7.3): the supported pages, and informational exceptions. No counter can be set or saved, so
-there is no LOG SELECT."""
+"""LOG SENSE (SPC-4 6.9 and 7.3, SBC-3 6.3): the supported pages, logical block provisioning, informational exceptions.
+Nothing in them can be set or saved, so there is no LOG SELECT.
+
+Page 0C says what a thin unit takes in its store, in threshold sets of a mebibyte (VPD page B2); how much there is left
+to take is the store's, which others share, and is not said.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from construct import Int8ub, Int16ub, Struct
+from construct import Int8ub, Int16ub, Int24ub, Int32ub, Struct
 
-from iscsi_ovs.commands import cdb, parameters
-from iscsi_ovs.scsi import Command, Execution, LogicalUnit, invalid_field
+from iscsi_ovs import scsi
+from iscsi_ovs.commands import cdb, parameters, vpd
+from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Outcome, invalid_field
 from iscsi_ovs.wire import Derived
 
 DS = 0x80  # the page is not saved
@@ -18,6 +23,10 @@ ALL_SUBPAGES = 0xFF
 PAGE_CODE = 0x3F
 BINARY_LIST = 0x03  # FORMAT AND LINKING: a parameter that is a list, in binary
 NO_TEMPERATURE = 0xFF
+
+LOGICAL_BLOCK_PROVISIONING = 0x0C
+USED = 0x0002  # USED LBA MAPPING RESOURCE COUNT
+DEDICATED = 0x01  # SCOPE: of this unit alone
 
 
 class PageHeader(Derived):
@@ -35,20 +44,39 @@ class InformationalExceptions(Derived):
     )  # fmt: skip
 
 
+class ResourceCount(Derived):
+    """SBC-3 6.3.4.2, in threshold sets. SCOPE: whose resources they are."""
+
+    declaration = Struct(
+        "parameter_code" / Int16ub, "control" / Int8ub, "parameter_length" / Int8ub,
+        "resource_count" / Int32ub, "scope" / Int8ub, "reserved_9" / Int24ub,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A row: the page's parameters by their codes, ascending. The two pages that list others have none."""
+    """A row: the page's parameters by their codes, ascending, from the bytes that the volume takes in its store (where
+    ``needs_usage``). The two pages that list others have none."""
 
     code: int
     subpage: int
-    parameters: Callable[[LogicalUnit], dict[int, bytes]]
+    parameters: Callable[[int], dict[int, bytes]]
+    needs_usage: bool = False
 
 
-def _no_parameters(unit: LogicalUnit) -> dict[int, bytes]:
+def _no_parameters(used_bytes: int) -> dict[int, bytes]:
     return {}
 
 
-def _informational_exceptions(unit: LogicalUnit) -> dict[int, bytes]:
+def _logical_block_provisioning(used_bytes: int) -> dict[int, bytes]:
+    used = min(-(-used_bytes // vpd.THRESHOLD_SET_BYTES), 0xFFFFFFFF)
+    count = ResourceCount(
+        parameter_code=USED, control=BINARY_LIST, parameter_length=8, resource_count=used, scope=DEDICATED
+    )
+    return {USED: count.pack()}
+
+
+def _informational_exceptions(used_bytes: int) -> dict[int, bytes]:
     return {
         0x0000: InformationalExceptions(control=BINARY_LIST, parameter_length=4, temperature=NO_TEMPERATURE).pack(),
     }
@@ -57,9 +85,14 @@ def _informational_exceptions(unit: LogicalUnit) -> dict[int, bytes]:
 PAGES: tuple[LogPage, ...] = (
     LogPage(0x00, 0x00, _no_parameters),
     LogPage(0x00, ALL_SUBPAGES, _no_parameters),
+    LogPage(LOGICAL_BLOCK_PROVISIONING, 0x00, _logical_block_provisioning, needs_usage=True),
     LogPage(0x2F, 0x00, _informational_exceptions),
 )
 assert [(row.code, row.subpage) for row in PAGES] == sorted({(row.code, row.subpage) for row in PAGES})
+
+
+def _pages_of(unit: LogicalUnit) -> list[LogPage]:
+    return [row for row in PAGES if unit.personality.is_thin or row.code != LOGICAL_BLOCK_PROVISIONING]
 
 
 def log_sense(unit: LogicalUnit, command: Command) -> Execution:
@@ -69,25 +102,31 @@ def log_sense(unit: LogicalUnit, command: Command) -> Execution:
         raise invalid_field(1, 1)
     if fields.flags & cdb.SP:
         raise invalid_field(1, 0)
-    code = fields.page & PAGE_CODE
-    row = next((row for row in PAGES if (row.code, row.subpage) == (code, fields.subpage)), None)
+    code, pages = fields.page & PAGE_CODE, _pages_of(unit)
+    row = next((row for row in pages if (row.code, row.subpage) == (code, fields.subpage)), None)
     if row is None:
-        raise invalid_field(3) if any(code == each.code for each in PAGES) else invalid_field(2, 5)
-    return parameters.answer(_page(unit, row, fields.parameter_pointer), fields.allocation_length)
-
-
-def _page(unit: LogicalUnit, row: LogPage, pointer: int) -> bytes:
-    found = row.parameters(unit)
+        raise invalid_field(3) if any(code == each.code for each in pages) else invalid_field(2, 5)
     # SPC-4 6.9: a PARAMETER POINTER beyond the last parameter is an invalid field in the CDB.
-    if pointer > max(found, default=0):
+    if fields.parameter_pointer > max(row.parameters(0), default=0):
         raise invalid_field(5)
+
+    def finish(used_bytes: int | None) -> Outcome:
+        if used_bytes is None:
+            return Outcome(scsi.BUSY)
+        page = _page(row, pages, row.parameters(used_bytes), fields.parameter_pointer)
+        return parameters.answer(page, fields.allocation_length)
+
+    return scsi.UsageQuery(finish) if row.needs_usage else finish(0)
+
+
+def _page(row: LogPage, pages: list[LogPage], found: dict[int, bytes], pointer: int) -> bytes:
     flags = (DS if found else 0) | (SPF if row.subpage else 0)
-    body = b"".join(data for code, data in found.items() if code >= pointer) or _list(row)
+    body = b"".join(data for code, data in found.items() if code >= pointer) or _list(row, pages)
     return PageHeader(page_code=flags | row.code, subpage_code=row.subpage, page_length=len(body)).pack() + body
 
 
-def _list(row: LogPage) -> bytes:
+def _list(row: LogPage, pages: list[LogPage]) -> bytes:
     """The pages, or (FFh) pages with subpages."""
     if row.subpage == ALL_SUBPAGES:
-        return b"".join(bytes((each.code, each.subpage)) for each in PAGES)
-    return bytes(each.code for each in PAGES if not each.subpage)
+        return b"".join(bytes((each.code, each.subpage)) for each in pages)
+    return bytes(each.code for each in pages if not each.subpage)

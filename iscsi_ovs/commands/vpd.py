@@ -49,6 +49,7 @@ WSNZ = 0x01
 WABEREQ_READABLE = 0x40  # 01b: after SANITIZE, BLOCK ERASE "the device server completes read commands"
 LBPU, LBPWS, LBPWS10, LBPRZ = 0x80, 0x40, 0x20, 0x04
 THIN = 0x02
+THRESHOLD_SET_BYTES = 1 << 20
 
 
 class StandardInquiry(Derived):
@@ -290,7 +291,10 @@ def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> 
 
 
 def _logical_block_provisioning(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    return LogicalBlockProvisioning(flags_5=LBPU | LBPWS | LBPWS10 | LBPRZ, provisioning_type=THIN).pack()
+    """The threshold set is what log page 0C counts in; no threshold can be set."""
+    exponent = (THRESHOLD_SET_BYTES // unit.block_bytes).bit_length() - 1
+    flags = LBPU | LBPWS | LBPWS10 | LBPRZ
+    return LogicalBlockProvisioning(threshold_exponent=exponent, flags_5=flags, provisioning_type=THIN).pack()
 
 
 Page = Callable[[scsi.LogicalUnit, scsi.Nexus], bytes]

@@ -113,4 +113,11 @@ class SanitizeRequest:
     patterns: list[bytes] = field(default_factory=list)
 
 
-Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest
+@dataclass(slots=True)
+class UsageQuery:
+    """How many bytes does the unit's volume take in its store? Then ``finish(bytes)``; None: that can't be told now."""
+
+    finish: Callable[[int | None], Execution]
+
+
+Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest | UsageQuery

@@ -254,6 +254,14 @@ class Service:
 
         self.request(message, begun)
 
+    def stat(self, name: str, callback: Callable[[control.VolumeInfo | OSError], None]) -> None:
+        """What the catalogue knows of a volume."""
+
+        def told(answer: Answer) -> None:
+            callback(answer.info if isinstance(answer, control.Volume) else _not_an_answer(answer))
+
+        self.request(control.Stat(0, name), told)
+
     def request(self, message: control.Request, callback: Callback) -> None:
         """Send any control request (its id is set here); the callback gets the reply or an OSError, later."""
         try:

@@ -71,6 +71,7 @@ class Bench:
         self.ports = TargetPorts(IQN, [PortGroup(1, 1), PortGroup(2, 2)], can_set=True)
         self.nexus = self.login()
         self.payload = b""
+        self.used_bytes: int | None = 0  # what the volume takes in its store
         self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
         self.sanitizes: list[scsi.SanitizeRequest] = []
         self.sanitize_error: OSError | None = None  # what becomes of them
@@ -143,6 +144,8 @@ class Bench:
             elif isinstance(result, scsi.SanitizeRequest):
                 self.sanitizes.append(result)
                 result = result.finish(self.sanitize_error)
+            elif isinstance(result, scsi.UsageQuery):
+                result = result.finish(self.used_bytes)
             elif isinstance(result, scsi.AbortTasks):
                 self.aborted += result.nexuses
                 result = result.finish()

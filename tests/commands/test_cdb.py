@@ -17,6 +17,7 @@ LAYOUTS = [
 ]
 
 SIZES = {
+    "ResourceCount": 12,
     "Timestamp": 12,
     "TimestampData": 12,
     "SetTimestampData": 12,

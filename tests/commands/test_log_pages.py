@@ -8,8 +8,9 @@ from iscsi_ovs import scsi
 from tests.commands.bench import Bench, code, field_pointer
 
 INVALID_FIELD = (0x5, 0x24, 0x00)
-PAGES = "00 00 0002 00 2f"
-SUBPAGES = "40 ff 0006 0000 00ff 2f00"
+PAGES = "00 00 0003 00 0c 2f"
+SUBPAGES = "40 ff 0008 0000 00ff 0c00 2f00"
+PROVISIONING = "8c 00 000c 0002 03 08 00000000 01 000000"
 EXCEPTIONS = "af 00 0008 0000 03 04 00 00 ff 00"
 
 
@@ -19,7 +20,8 @@ def log_sense(page: int, subpage: int = 0, *, flags: int = 0, pointer: int = 0, 
 
 @pytest.mark.parametrize("control", range(4))
 @pytest.mark.parametrize(
-    ("page", "subpage", "expected"), [(0x00, 0x00, PAGES), (0x00, 0xFF, SUBPAGES), (0x2F, 0x00, EXCEPTIONS)]
+    ("page", "subpage", "expected"),
+    [(0x00, 0x00, PAGES), (0x00, 0xFF, SUBPAGES), (0x0C, 0x00, PROVISIONING), (0x2F, 0x00, EXCEPTIONS)],
 )
 def test_pages(disk: Bench, page: int, subpage: int, expected: str, control: int) -> None:
     """Whatever PC is: there are only lists. Cut at the allocation length."""
@@ -27,6 +29,32 @@ def test_pages(disk: Bench, page: int, subpage: int, expected: str, control: int
     for length in (0, 1, 4, len(whole), 0xFFFF):
         outcome = disk.execute(log_sense(control << 6 | page, subpage, length=length))
         assert (outcome.data, outcome.transfer_bytes) == (whole[:length], min(length, len(whole)))
+
+
+@pytest.mark.parametrize(
+    ("used_bytes", "count"), [(1, 1), (1 << 20, 1), ((1 << 20) + 1, 2), (5 << 40, 5 << 20), (1 << 60, 0xFFFFFFFF)]
+)
+@pytest.mark.parametrize("block_bytes", [512, 4096])
+def test_what_a_thin_unit_takes(block_bytes: int, used_bytes: int, count: int) -> None:
+    """In threshold sets of VPD page B2, begun ones too."""
+    disk = Bench(logical_block_bytes=block_bytes)
+    disk.used_bytes = used_bytes
+    data = disk.execute(log_sense(0x0C, pointer=2)).data
+    assert int.from_bytes(data[8:12], "big") == count
+    assert disk.execute("12 01 b2 00ff 00").data[4] == {512: 11, 4096: 8}[block_bytes]
+
+
+def test_what_can_not_be_told_now(disk: Bench) -> None:
+    """The volume server is away: BUSY."""
+    disk.used_bytes = None
+    assert disk.execute(log_sense(0x0C)) == scsi.Outcome(scsi.BUSY)
+
+
+def test_a_thick_unit_has_no_provisioning() -> None:
+    """The page is neither listed nor there."""
+    disk = Bench(personality=scsi.Personality(is_thin=False))
+    assert disk.execute(log_sense(0x00)).data.hex() == "00000002002f"
+    assert code(disk.execute(log_sense(0x0C))) == INVALID_FIELD
 
 
 def test_every_listed_page_is_there(disk: Bench) -> None:
@@ -48,6 +76,7 @@ def test_every_listed_page_is_there(disk: Bench) -> None:
         (log_sense(0x2F, 0xFF), (3, None)),
         (log_sense(0x2F, pointer=1), (5, None)),
         (log_sense(0x00, pointer=0x100), (5, None)),
+        (log_sense(0x0C, pointer=3), (5, None)),
     ],
 )
 def test_refusals(disk: Bench, text: str, pointer: tuple[int, int | None]) -> None:

@@ -129,8 +129,8 @@ def test_block_device_characteristics(disk: Bench) -> None:
 
 
 def test_logical_block_provisioning(disk: Bench) -> None:
-    """LBPU, LBPWS, LBPWS10, LBPRZ; thin."""
-    assert page(disk, 0xB2).hex() == "00e40200"
+    """LBPU, LBPWS, LBPWS10, LBPRZ; thin; threshold sets of a mebibyte."""
+    assert page(disk, 0xB2).hex() == "0be40200"
 
 
 def test_extended_inquiry(disk: Bench) -> None:

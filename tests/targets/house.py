@@ -74,6 +74,7 @@ class FakeService:
         self.holds_opens = False
         self.open_error: OSError | None = None
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self.stats: list[tuple[str, Callable[[Any], None]]] = []
         self.recordings: list[Callable[[Any], None]] = []  # what is to be read or put: called when it is its turn
         self.holds_records = False
         self.sanitizes: list[tuple[control.Sanitize, Callable[[Any], None]]] = []  # asked for and not answered
@@ -166,6 +167,9 @@ class FakeService:
     def sanitize(self, message: control.Sanitize, callback: Callable[[Any], None]) -> None:
         self.sanitizes.append((message, callback))
 
+    def stat(self, name: str, callback: Callable[[Any], None]) -> None:
+        self.stats.append((name, callback))
+
     def change(self, **fields: Any) -> None:
         """Something is new of the volume "demo", and its holders hear of it."""
         self.infos["demo"] = msgspec.structs.replace(self.infos["demo"], **fields)
@@ -173,6 +177,10 @@ class FakeService:
 
     def run(self) -> bool:
         worked = False
+        stats, self.stats = self.stats, []
+        for name, told in stats:
+            worked = True
+            told(self.infos[name] if self.is_there else OSError(errno.ENOTCONN, "not connected"))
         if not self.holds_records:
             recordings, self.recordings = self.recordings, []
             for record in recordings:
