@@ -8,6 +8,7 @@ imported by the command that needs it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -15,7 +16,9 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +26,10 @@ import click
 from iscsi_ovs import config, paths
 from iscsi_ovs.errors import ConfigurationError, Error
 
+logger = logging.getLogger("iscsi_ovs.target")
+
 if TYPE_CHECKING:
+    from iscsi_ovs import target as targets
     from iscsi_ovs.net.portal import Address
     from iscsi_ovs.shm_client import Context, VolumeStat
     from iscsi_ovs.targets.nodes import Node
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_BUSY, EXIT_UNREACHABLE = 1, 2, 3, 4, 5
 DEFAULT_PORTAL = "127.0.0.1:3260"
 DEFAULT_VOLUME = ("demo", 10 << 30)
+ANSWER_LIMIT_S = 30.0  # for a server that is there, and does not answer
 # What the target asks of the server: more than one client may have, so it gets its whole share.
 _SEGMENT_WISH_BYTES = 1 << 40
 _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its zero
@@ -42,6 +49,16 @@ state_dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Keep volumes, configuration and sockets under DIR.",
+)
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Serve what this config.toml says (docs/CONFIG.md).",
+)
+open_option = click.option(
+    "--open", "is_open", is_flag=True, help="Let portals beyond loopback be without CHAP and ACL."
 )
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print."
@@ -117,17 +134,27 @@ def _log_to_stderr(name: str) -> None:
 
 @cli.command()
 @state_dir_option
-@click.option("--portal", default=DEFAULT_PORTAL, metavar="HOST:PORT", help="Listen here.", show_default=True)
+@config_option
+@click.option("--portal", metavar="HOST:PORT", help=f"Listen here.  [default: {DEFAULT_PORTAL}]")
 @click.option("--advertise", metavar="HOST:PORT", help="Tell initiators this address instead (NAT, containers).")
 @click.option("--volume", "volumes", multiple=True, metavar="NAME=SIZE", help="Create this volume if it is missing.")
-def serve(state_dir: Path | None, portal: str, advertise: str | None, volumes: Sequence[str]) -> int:
-    """Run the volume server and the target, and keep both alive."""
-    from iscsi_ovs.net import portal as portals
+@open_option
+def serve(
+    state_dir: Path | None,
+    config_file: Path | None,
+    portal: str | None,
+    advertise: str | None,
+    volumes: Sequence[str],
+    is_open: bool,
+) -> int:
+    """Run the volume server and the target, and keep both alive.
+
+    Without --config each volume is a target of its own. With it SIGHUP, or "iscsi-ovs reload", reads the file again.
+    """
     from iscsi_ovs.supervisor import Child, python_module, supervise
 
     wanted = _parse_volumes(volumes)
-    address = portals.parse(portal)
-    _parse_advertised(advertise)
+    portals = _portals_of(config_file, [portal] if portal else [], advertise, is_open)
     _keep_standard_streams()
     _log_to_stderr("serve")
     state = paths.state_dir(state_dir).absolute()
@@ -142,23 +169,63 @@ def serve(state_dir: Path | None, portal: str, advertise: str | None, volumes: S
     pool_file = state / "vpool.json"
     if config.write_first_pool(pool_file, state / "pool"):
         click.echo(f"wrote {pool_file}: fs_enable_shm_interface is on", err=True)
-    listener = portals.listen(address)
-    real = portals.Address(address.host, listener.getsockname()[1])
-    target_options = ["--socket", str(socket_path), "--listen-fd", str(listener.fileno()), "--portal", str(real)]
-    if advertise is not None:
-        target_options += ["--advertise", advertise]
+    target_options = ["--socket", str(socket_path), *(["--open"] if is_open else [])]
+    descriptors: list[int] = []
+    if config_file is not None:  # its portals come and go: the target opens them itself
+        target_options += ["--config", str(config_file.absolute())]
+    else:
+        real, descriptor = _listen(portals[0])
+        descriptors.append(descriptor)
+        target_options += ["--listen-fd", str(descriptor), "--portal", str(real)]
+        if advertise is not None:
+            target_options += ["--advertise", advertise]
+        portals = [_parse_advertised(advertise) or real]
+    target_process = Child("target", python_module("iscsi_ovs", "target", *target_options), descriptors)
+    target_process.takes_hang_up = config_file is not None
     children = [
         Child("volume server", python_module("shm_server", "--config", str(pool_file), "--socket", str(socket_path))),
-        Child("target", python_module("iscsi_ovs", "target", *target_options), [listener.fileno()]),
+        target_process,
     ]
 
     def between(number: int) -> None:
         if number == 0:
-            _create_missing(socket_path, wanted)
+            _create_missing(socket_path, wanted, is_first=config_file is None)
         else:
-            _print_logins(real, advertise)
+            _print_logins(portals)
 
     return supervise(children, between)
+
+
+def _listen(address: Address) -> tuple[Address, int]:
+    """A portal that outlives the target's process: a new one answers at the same address."""
+    from iscsi_ovs.net import portal as portals
+
+    listener = portals.listen(address)
+    return portals.Address(address.host, listener.getsockname()[1]), listener.detach()
+
+
+def _portals_of(
+    config_file: Path | None, options: Sequence[str], advertise: str | None, is_open: bool
+) -> list[Address]:
+    """Where it will be reached, one portal of each group; what can't be obeyed is refused before anything is begun."""
+    from iscsi_ovs.net import portal as portals
+
+    if config_file is not None:
+        from iscsi_ovs.config import resolving
+
+        if options or advertise is not None:
+            raise ConfigurationError("with --config portals and what is advertised stand in the file")
+        groups = resolving.load(config_file, is_open=is_open).groups.values()
+        return [group.portals[0].advertise or group.portals[0].listen for group in groups]
+    _parse_advertised(advertise)
+    addresses = [portals.parse(text) for text in options or [DEFAULT_PORTAL]]
+    exposed = [address for address in addresses if not portals.is_loopback(address)]
+    if exposed and not is_open:
+        raise ConfigurationError(
+            f"portal {exposed[0]} is beyond loopback: whoever reaches it may log in to every volume. "
+            "Say --open if that is meant, or use --config with CHAP or an ACL"
+        )
+    return addresses
 
 
 def _parse_volumes(options: Sequence[str]) -> list[tuple[str, int]]:
@@ -181,12 +248,12 @@ def _parse_advertised(text: str | None) -> Address | None:
     return address
 
 
-def _create_missing(socket_path: Path, wanted: list[tuple[str, int]]) -> None:
+def _create_missing(socket_path: Path, wanted: list[tuple[str, int]], *, is_first: bool) -> None:
     from iscsi_ovs.shm_client import Context
 
     with Context(socket_path, words=f"iscsi-ovs serve pid {os.getpid()}") as context:
         present = {volume.name: volume for volume in context.list_volumes()}
-        for name, size in wanted or ([] if present else [DEFAULT_VOLUME]):
+        for name, size in wanted or ([DEFAULT_VOLUME] if is_first and not present else []):
             volume = present.get(name)
             if volume is None:
                 context.create_volume(name, size)
@@ -199,11 +266,11 @@ def _create_missing(socket_path: Path, wanted: list[tuple[str, int]]) -> None:
                 )
 
 
-def _print_logins(real: Any, advertise: str | None) -> None:
-    where = _parse_advertised(advertise) or real
+def _print_logins(portals: Sequence[Address]) -> None:
     _say("to log in from Linux:")
-    _say(f"  iscsiadm -m discovery -t sendtargets -p {where}")
-    _say(f"  iscsiadm -m node -p {where} --login")
+    for where in portals:
+        _say(f"  iscsiadm -m discovery -t sendtargets -p {where}")
+        _say(f"  iscsiadm -m node -p {where} --login")
 
 
 # target ------------------------------------------------------------------------------------------------------------
@@ -211,39 +278,44 @@ def _print_logins(real: Any, advertise: str | None) -> None:
 
 @cli.command()
 @state_dir_option
+@config_option
 @click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The volume server's socket.")
 @click.option("--portal", "portal_texts", multiple=True, metavar="HOST:PORT", help="Listen here.")
 @click.option("--advertise", metavar="HOST:PORT", help="Tell initiators this address instead.")
 @click.option("--iqn-prefix", default=None, help="What IQNs begin with.")
 @click.option("--instance", default="", help="Goes between the prefix and the volume's name.")
+@open_option
 @click.option("--listen-fd", "listen_fds", type=int, multiple=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
 def target(
     state_dir: Path | None,
+    config_file: Path | None,
     socket_path: Path | None,
     portal_texts: Sequence[str],
     advertise: str | None,
     iqn_prefix: str | None,
     instance: str,
+    is_open: bool,
     listen_fds: Sequence[int],
     ready_fd: int | None,
 ) -> int:
     """Run a target alone, on a volume server that runs already."""
     from iscsi_ovs import target as targets
-    from iscsi_ovs.net import portal as portals
+    from iscsi_ovs.net.portal import is_loopback
     from iscsi_ovs.shm_client import Service
 
     _log_to_stderr("target")
-    addresses = [portals.parse(text) for text in portal_texts or [DEFAULT_PORTAL]]
+    if config_file is not None and (iqn_prefix or instance):
+        raise ConfigurationError("with --config names stand in the file")
+    addresses = _portals_of(config_file, portal_texts, advertise, is_open)
     settings = targets.Settings(
         iqn_prefix=iqn_prefix or targets.DEFAULT_IQN_PREFIX,
         instance=instance,
         advertise=_parse_advertised(advertise),
         words=f"iscsi target pid {os.getpid()}",
     )
-    service = Service(
-        str(socket_path or paths.socket_path(state_dir)), segment_bytes=_SEGMENT_WISH_BYTES, words=settings.words
-    )
+    socket_path = socket_path or paths.socket_path(state_dir)
+    service = Service(str(socket_path), segment_bytes=_SEGMENT_WISH_BYTES, words=settings.words)
 
     def ready(server: targets.TargetServer) -> None:
         if ready_fd is not None:
@@ -251,20 +323,74 @@ def target(
             os.close(ready_fd)
 
     def served(server: targets.TargetServer, node: Node) -> None:
-        for lun in sorted(node.router.units):
-            _say(f"ready iscsi://{settings.advertise or server.portals[0]}/{node.iqn}/{lun}")
+        for url in server.urls_of(node):
+            _say(f"ready {url}")
 
     server = targets.assemble(service, settings, ready, served)
-    for number, address in enumerate(addresses):
-        server.listen(address, listen_fds[number] if number < len(listen_fds) else None)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # The first one asks initiators to log out, a second one does not wait for them.
-        signal.signal(number, lambda signum, frame: server.stop() if server.shutdown.is_begun else server.shut_down())
-    server.run()
+    with contextlib.ExitStack() as stack:
+        if config_file is not None:
+            _follow(server, config_file, is_open, paths.target_socket_path(socket_path), stack)
+        else:
+            for number, address in enumerate(addresses):
+                server.listen(address, listen_fds[number] if number < len(listen_fds) else None)
+                if is_open and not is_loopback(address):
+                    logger.warning("portal %s is open to whoever reaches it", address)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # The first one asks initiators to log out, a second one does not wait for them.
+            signal.signal(number, partial(_end, server))
+        server.run()
     if server.refusal is not None:
         _complain(server.refusal.strerror or str(server.refusal))
         return EXIT_FAILED
     return 0
+
+
+def _end(server: targets.TargetServer, signum: int, frame: FrameType | None) -> None:
+    if server.shutdown.is_begun:
+        server.stop()
+    else:
+        server.shut_down()
+
+
+def _follow(
+    server: targets.TargetServer, config_file: Path, is_open: bool, socket_path: Path, stack: contextlib.ExitStack
+) -> None:
+    """Serve what a file says, now and whenever SIGHUP or ``iscsi-ovs reload`` asks for it."""
+    from iscsi_ovs.config import resolving
+    from iscsi_ovs.net.control import ControlSocket
+    from iscsi_ovs.net.wakeup import Wakeup
+    from iscsi_ovs.targets.reload import Reload
+
+    server.configure(resolving.load(config_file, is_open=is_open))
+    reload = Reload(lambda: resolving.load(config_file, is_open=is_open), server.configure)
+    wakeup = Wakeup(server.core.driver, reload.hung_up)
+    stack.callback(wakeup.close)
+    signal.signal(signal.SIGHUP, lambda signum, frame: wakeup.ring())
+    try:
+        stack.callback(ControlSocket(server.core.driver, socket_path, {"reload": reload.now}).close)
+    except OSError as error:
+        logger.warning("iscsi-ovs reload will not reach this target, SIGHUP does: %s", error.strerror)
+
+
+@cli.command()
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The volume server's socket.")
+@state_dir_option
+def reload(state_dir: Path | None, socket_path: Path | None) -> None:
+    """Have the running target read its config.toml again, and say what is different.
+
+    Living sessions go on. What can't be obeyed is refused as a whole, and the target goes on as it was.
+    """
+    from iscsi_ovs.net import control
+
+    path = paths.target_socket_path(socket_path or paths.socket_path(state_dir))
+    try:
+        changes = control.ask(path, "reload", ANSWER_LIMIT_S)
+    except OSError as error:
+        reason = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or error
+        _complain(f"no target with --config at {path}: {reason}")
+        sys.exit(EXIT_UNREACHABLE)
+    for change in changes:
+        click.echo(change)
 
 
 # volume ------------------------------------------------------------------------------------------------------------
@@ -282,7 +408,10 @@ def _context(state_dir: Path | None) -> Iterator[Context]:
 
     path = paths.socket_path(state_dir)
     try:
-        context = Context(path, words=f"iscsi-ovs pid {os.getpid()}")
+        context = Context(path, words=f"iscsi-ovs pid {os.getpid()}", answer_limit_s=ANSWER_LIMIT_S)
+    except TimeoutError as error:
+        _complain(f"at {path}: {error.strerror}")
+        sys.exit(EXIT_UNREACHABLE)
     except OSError as error:
         _complain(f"no volume server at {path}: {error.strerror}; start one with: iscsi-ovs serve")
         sys.exit(EXIT_UNREACHABLE)
@@ -291,6 +420,9 @@ def _context(state_dir: Path | None) -> Iterator[Context]:
             yield context
         except ConnectionError as error:
             _complain(f"the volume server at {path} went away: {error.strerror}")
+            sys.exit(EXIT_UNREACHABLE)
+        except TimeoutError as error:
+            _complain(f"at {path}: {error.strerror}")
             sys.exit(EXIT_UNREACHABLE)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 NAME = "iscsi-ovs"
 SOCKET_NAME = "shm.sock"
+TARGET_SOCKET_NAME = "target.sock"
 
 
 def state_dir(option: str | os.PathLike[str] | None = None) -> Path:
@@ -43,6 +44,11 @@ def runtime_dir(option: str | os.PathLike[str] | None = None) -> Path:
         return Path("/run") / NAME
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     return Path(base) / NAME if os.path.isabs(base) else state_dir() / "run"
+
+
+def target_socket_path(socket: str | os.PathLike[str]) -> Path:
+    """A target's control socket, beside the socket of its volume server."""
+    return Path(socket).parent / TARGET_SOCKET_NAME
 
 
 def socket_path(option: str | os.PathLike[str] | None = None) -> Path:

@@ -62,6 +62,7 @@ class Context:
     ``socket_path``, or ``state_dir`` as a server was given it, or the default of CONTRACTS 11 (iscsi_ovs.paths).
     ``segment_bytes`` is a wish; ``words`` say who we are to people who look at what holds a volume.
     ``on_event`` gets the server's events on volumes that are open here; they are acknowledged when it returns.
+    ``answer_limit_s``: a server that has not answered a request of management by then gives ETIMEDOUT.
     Raises ENOENT or ECONNREFUSED, naming the socket, where no server listens.
     """
 
@@ -73,6 +74,7 @@ class Context:
         segment_bytes: int = DEFAULT_SEGMENT_BYTES,
         words: str = "",
         on_event: Callable[[control.Event], object] | None = None,
+        answer_limit_s: float | None = None,
     ) -> None:
         path = paths.socket_path(state_dir) if socket_path is None else socket_path
         self._service = Service(
@@ -84,6 +86,7 @@ class Context:
         self._service.on_lost = self._lost
         self._service.on_event = self._event
         self._on_event = on_event
+        self._answer_limit_s = answer_limit_s
         self._allocator: BufferAllocator | None = None
         self._volumes: list[Volume] = []
         self._batches = 0
@@ -110,7 +113,7 @@ class Context:
                 time.sleep(0.005)
         self._lost_by = None
         self._epoll.register(self._service.control_fileno(), select.EPOLLIN)
-        self._until(lambda: self._service.welcome is not None or self._lost_by is not None)
+        self._until(lambda: self._service.welcome is not None or self._lost_by is not None, self._answer_limit_s)
         self._check_connected()
 
     def reconnect(self) -> None:
@@ -195,7 +198,7 @@ class Context:
 
     def _call(self, message: control.Request, kind: type[_M]) -> _M:
         self._check_connected()
-        answer = self._service.call(message)
+        answer = self._service.call(message, self._answer_limit_s)
         if not isinstance(answer, kind):
             raise OSError(errno.EPROTO, f"the volume server answered with {type(answer).__name__}")
         return answer
@@ -322,9 +325,13 @@ class Context:
         if not self._batches:
             self._service.flush()
 
-    def _until(self, is_done: Callable[[], bool]) -> None:
+    def _until(self, is_done: Callable[[], bool], limit_s: float | None = None) -> None:
+        deadline = None if limit_s is None else time.monotonic() + limit_s
         while not is_done():
-            self._turn(None)
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                raise OSError(errno.ETIMEDOUT, f"the volume server has not answered within {limit_s:g} s")
+            self._turn(left_s)
         if self._is_polled:
             self._service.arm()
 

@@ -59,6 +59,8 @@ class Child:
         self.ready_by = 0.0
         self.is_ready = False
         self.has_run = False  # it was ready once
+        self.takes_hang_up = False  # SIGHUP is passed on to it
+        self._was_hung_up = False  # … when it is ready: until then the signal would kill it
 
     def spawn(self, now: float) -> None:
         """Start it; ``ready_fd`` becomes readable when it is ready, or gone."""
@@ -81,7 +83,18 @@ class Child:
         self.is_ready = os.read(self.ready_fd, 16) == _READY
         self.has_run = self.has_run or self.is_ready
         self.forget_ready_fd()
+        if self.is_ready and self._was_hung_up:
+            self.hang_up()
         return self.is_ready
+
+    def hang_up(self) -> None:
+        """Pass SIGHUP on, to its successor if it is dead."""
+        process = self.process
+        if self.is_ready and process is not None and process.poll() is None:
+            self._was_hung_up = False
+            process.send_signal(signal.SIGHUP)
+        else:
+            self._was_hung_up = True
 
     def forget_ready_fd(self) -> None:
         if self.ready_fd >= 0:
@@ -120,6 +133,7 @@ class Supervisor:
         for end in (self._reader, self._writer):
             end.setblocking(False)
         self._stop_signal: int | None = None
+        self._is_hung_up = False
         self._before: list[tuple[int, Any]] = []
         self._wakeup_before = -1
 
@@ -129,6 +143,13 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before.append((number, signal.signal(number, self._stop)))
         self._before.append((signal.SIGCHLD, signal.signal(signal.SIGCHLD, _wake_up)))
+
+    def take_hang_up(self) -> None:
+        """SIGHUP is not our end, but something for the children that take it."""
+        self._before.append((signal.SIGHUP, signal.signal(signal.SIGHUP, self._hang_up)))
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        self._is_hung_up = True
 
     def close(self) -> None:
         """Give the signals back."""
@@ -164,6 +185,11 @@ class Supervisor:
         """See who has died, start who is due, and wait until something happens."""
         for child in self.children:
             self._look_after(child, time.monotonic())
+        if self._is_hung_up:
+            self._is_hung_up = False
+            for child in self.children:
+                if child.takes_hang_up:
+                    child.hang_up()
         if self.is_stopping:
             return
         talking = {child.ready_fd: child for child in self.children if child.ready_fd >= 0}
@@ -247,6 +273,8 @@ def supervise(children: Sequence[Child], between: Callable[[int], None]) -> int:
     """Start ``children`` in order, call ``between(n)`` after the n-th is ready, and keep them alive. The exit code."""
     supervisor = Supervisor()
     supervisor.install()
+    if any(child.takes_hang_up for child in children):
+        supervisor.take_hang_up()
     try:
         for number, child in enumerate(children):
             if not supervisor.start(child):

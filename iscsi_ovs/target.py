@@ -76,6 +76,11 @@ class TargetServer:
         """Where connections are accepted."""
         return self._portals.addresses
 
+    def urls_of(self, node: Node) -> list[str]:
+        """A node's LUNs as initiators in user space name them."""
+        portal = self._portals.first_of(node.wanted.groups)
+        return [f"iscsi://{portal}/{node.iqn}/{lun}" for lun in sorted(node.router.units)]
+
     def configure(self, configuration: Configuration) -> list[str]:
         """Serve this from now on; what is different is applied to living sessions. Returns it, for people.
 

@@ -98,9 +98,9 @@ def session(serve: Serve, name: str) -> SocketInitiator:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["serve", "target", "volume"]),
-        (["serve"], ["--state-dir", "--portal", "--advertise", "--volume", "127.0.0.1:3260"]),
-        (["target"], ["--socket", "--iqn-prefix", "--instance"]),
+        ([], ["serve", "target", "reload", "volume"]),
+        (["serve"], ["--state-dir", "--portal", "--advertise", "--volume", "127.0.0.1:3260", "--config", "--open"]),
+        (["target"], ["--socket", "--iqn-prefix", "--instance", "--config", "--open"]),
         (["volume"], ["create", "list", "show", "resize", "remove"]),
         (["volume", "create"], ["NAME", "SIZE"]),
         (["volume", "list"], ["--output", "json"]),
@@ -122,7 +122,13 @@ def test_help(command: list[str], words: list[str]) -> None:
         (["serve", "--prtal", "x"], "--prtal"),
         (["serve", "extra"], "unexpected extra argument"),
         (["serve", "--portal", "host:port"], "'port' is not a TCP port"),
-        (["serve", "--portal", "no.such.host.invalid:0", "--state-dir", "{dir}"], "portal no.such.host.invalid:0: "),
+        (["serve", "--portal", "no.such.host:0", "--open", "--state-dir", "{dir}"], "portal no.such.host:0: "),
+        (["serve", "--portal", "0.0.0.0:3260"], "portal 0.0.0.0:3260 is beyond loopback: whoever reaches it"),
+        (["target", "--portal", "[::]:3260"], "portal [::]:3260 is beyond loopback"),
+        (["serve", "--config", "{dir}/none.toml"], "none.toml: No such file"),
+        (["serve", "--config", "x", "--portal", "127.0.0.1"], "with --config portals and what is advertised stand in"),
+        (["target", "--config", "x", "--advertise", "a:1"], "with --config portals and what is advertised stand in"),
+        (["target", "--config", "x", "--instance", "a"], "with --config names stand in the file"),
         (["serve", "--advertise", ":3260"], "has no host"),
         (["serve", "--advertise", "host:0"], "an initiator can't connect to port 0"),
         (["serve", "--volume", "demo"], "write NAME=SIZE, for instance demo=10G"),
@@ -207,6 +213,24 @@ def test_a_socket_path_that_is_too_long(short_dir: Path) -> None:
     said = run("volume", "list", "--state-dir", short_dir / ("x" * 120))
     assert said.returncode == UNREACHABLE
     assert "a Unix socket's path has at most 107 bytes" in said.stderr
+
+
+def test_a_server_that_does_not_answer(short_dir: Path) -> None:
+    """Exit code 5 when its time is over, for every command, and not a hang."""
+    (short_dir / "run").mkdir()
+    script = "import sys; from iscsi_ovs import cli; cli.ANSWER_LIMIT_S = 0.1; sys.argv[0] = 'iscsi-ovs'; cli.main()"
+    for name in ("shm.sock", "target.sock"):
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.bind(str(short_dir / "run" / name))
+            deaf.listen()
+            command = ["reload"] if name == "target.sock" else ["volume", "list"]
+            said = subprocess.run(
+                [sys.executable, "-c", script, *command, "--state-dir", str(short_dir)],
+                capture_output=True, text=True, timeout=30, check=False,
+            )  # fmt: skip
+        assert (said.returncode, said.stdout) == (UNREACHABLE, "")
+        assert "not answer" in said.stderr
+        assert str(short_dir) in said.stderr
 
 
 def test_list_as_json(volume: Volume, name: str) -> None:

@@ -31,6 +31,8 @@ def end(number, frame):
     note("stopped")
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
+if "hears" in plans:
+    signal.signal(signal.SIGHUP, lambda number, frame: note("hung-up"))
 note("begun")
 plan = plans[min(open(log).read().count(f"{name} begun"), len(plans)) - 1]
 if plan.startswith("exit"):
@@ -100,13 +102,14 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path / "log")
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
     descriptors = os.listdir("/proc/self/fd")
     # A SIGTERM that comes late must not end the tests.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     yield made
     signal.signal(signal.SIGTERM, handlers[0])
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)] == handlers
+    assert [signal.getsignal(number) for number in numbers] == handlers
     # Fewer is no leak: something of another test's may have been collected meanwhile.
     assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
 
@@ -153,6 +156,25 @@ def test_a_dead_child_is_started_again(stage: Stage, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO, "iscsi_ovs.serve"):
         assert stage.supervise([stage.child("a"), stage.child("b")], act) == 0
     assert stage.between == [0, 1], "only at the first start"
+
+
+def test_hang_up(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """SIGHUP goes to the children that take it, and to nobody else; what comes while one is dead is not lost."""
+    hearing, deaf = stage.child("a", "hears"), stage.child("b")
+    hearing.takes_hang_up = True
+
+    def act() -> None:
+        stage.until("b ready")
+        os.kill(os.getpid(), signal.SIGHUP)
+        stage.until("a hung-up")
+        os.kill(stage.pid("a"), signal.SIGKILL)
+        processes.wait_until(lambda: "died" in caplog.text, 5.0, "its death is noticed")
+        os.kill(os.getpid(), signal.SIGHUP)
+        stage.until("a hung-up", 2)
+        stage.until("a ready", 2)
+
+    assert stage.supervise([hearing, deaf], act) == 0
+    assert stage.log().count("b begun") == 1
 
 
 def test_back_off() -> None:

@@ -125,8 +125,8 @@ class Driver:
         if self._others.pop(fd, None) is not None:
             try:
                 self._epoll.unregister(fd)
-            except OSError:
-                pass  # closed already
+            except (OSError, ValueError):
+                pass  # closed already, or the loop is
 
     def output_ready(self, connection: Connection) -> None:
         """A connection has something to send at the end of this turn."""

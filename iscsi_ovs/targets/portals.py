@@ -79,6 +79,12 @@ class Portals:
                 return group
         return None
 
+    def first_of(self, names: Iterable[str]) -> Address:
+        """An address of these groups, for people."""
+        group = self.groups[next(iter(names))]
+        found = group.portals[0]
+        return found.advertise or self._real.get(found.listen, found.listen)
+
     def by_tag(self, tag: int) -> PortalGroup | None:
         return next((group for group in self.groups.values() if group.tag == tag), None)
 

@@ -56,6 +56,8 @@ class Serve:
         if vpool is not None:
             (state_dir / "vpool.json").write_text(json.dumps(vpool))
         self.command = [*prefix, *iscsi_ovs("serve", "--state-dir", str(state_dir), "--portal", portal)]
+        if not portal.startswith(("127.", "[::1]", "localhost")):
+            self.command += ["--open"]
         if advertise is not None:
             self.command += ["--advertise", advertise]
         for name, size in self.volumes.items():

@@ -502,3 +502,17 @@ def test_nothing_is_left_open(clients: list[socket.socket]) -> None:
     owner.close()
     assert len(os.listdir("/proc/self/fd")) == before
     assert threading.active_count() >= 1
+
+
+def test_a_portal_that_is_given_up(echo: EchoOwner, connect: Callable[[], socket.socket]) -> None:
+    """Nobody new comes in there; who is in stays in, and other portals go on."""
+    client = connect()
+    other = echo.driver.listen(Address("127.0.0.1", 0))
+    echo.driver.unlisten(echo.address)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((echo.address.host, echo.address.port), 1.0)
+    client.sendall(b"still there")
+    echo.until(lambda: echo.connections[0].taken == b"still there")
+    assert client.recv(64) == b"still there"
+    with socket.create_connection((other.host, other.port), 5.0):
+        echo.until(lambda: len(echo.connections) == 2)
