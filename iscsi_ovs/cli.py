@@ -358,14 +358,11 @@ def _follow(
     """Serve what a file says, now and whenever SIGHUP or ``iscsi-ovs reload`` asks for it."""
     from iscsi_ovs.config import resolving
     from iscsi_ovs.net.control import ControlSocket
-    from iscsi_ovs.net.wakeup import Wakeup
     from iscsi_ovs.targets.reload import Reload
 
     server.configure(resolving.load(config_file, is_open=is_open))
     reload = Reload(lambda: resolving.load(config_file, is_open=is_open), server.configure)
-    wakeup = Wakeup(server.core.driver, reload.hung_up)
-    stack.callback(wakeup.close)
-    signal.signal(signal.SIGHUP, lambda signum, frame: wakeup.ring())
+    signal.signal(signal.SIGHUP, lambda signum, frame: server.call_soon(reload.hung_up))
     try:
         stack.callback(ControlSocket(server.core.driver, socket_path, {"reload": reload.now}).close)
     except OSError as error:

@@ -51,6 +51,7 @@ class TargetServer:
         core.driver = Driver(self, service, clock)
         core.happened = self.happened
         self.space = core.space
+        self.timing = core.settings.timing  # of the connections that come from now on
         self._portals = Portals(core)
         self.disks = Disks(core)
         commands = Commands(core.space)
@@ -88,7 +89,8 @@ class TargetServer:
         """
         changes = self._portals.configure(configuration.groups)
         changes += self.nodes.configure(configuration.targets, configuration.groups)
-        self.members.limit = configuration.session.max_sessions
+        self.members.limit = configuration.max_sessions
+        self.timing = configuration.timing
         for warning in configuration.warnings:
             logger.warning("%s", warning)
         return changes
@@ -110,7 +112,11 @@ class TargetServer:
 
     def shut_down(self) -> None:
         """End run() in good order: ask initiators to log out, then stop (from a signal handler, for one)."""
-        self.core.clock.call_later(0.0, self.shutdown.begin)
+        self.call_soon(self.shutdown.begin)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back in the loop (from a signal handler, for one)."""
+        self.core.clock.call_later(0.0, callback)
         self.core.driver.wake()
 
     @property
@@ -123,7 +129,7 @@ class TargetServer:
     def connected(self, peer: str, local: Address, now: float, at: Address) -> Connection:
         """A TCP connection was accepted ``at`` a portal."""
         reception = Reception(self.core, self.nodes, self._portals, at, peer)
-        connection = Connection(reception, reception.tag, now, peer, self.core.settings.timing)
+        connection = Connection(reception, reception.tag, now, peer, self.timing)
         connection.local = local
         connection.on_log = lambda message: logger.warning("%s: %s", peer, message)
         return connection

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iscsi_ovs import scsi
-from iscsi_ovs.config import sections
 from iscsi_ovs.login import policy
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net.portal import Address
+from iscsi_ovs.session.liveness import Timing
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -117,5 +117,6 @@ class Configuration:
     path: Path
     groups: Mapping[str, PortalGroup]
     targets: Mapping[str, Target]  # by IQN
-    session: sections.Session = field(default_factory=sections.Session)
+    timing: Timing = field(default_factory=Timing)
+    max_sessions: int = 4096
     warnings: tuple[str, ...] = ()

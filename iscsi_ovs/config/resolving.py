@@ -28,6 +28,7 @@ from iscsi_ovs.login.keys import is_iscsi_name
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net import portal
 from iscsi_ovs.net.portal import Address
+from iscsi_ovs.session.liveness import Timing
 
 _ACCESS_STATES = {
     "optimized": scsi.AccessState.ACTIVE_OPTIMIZED,
@@ -81,7 +82,10 @@ class _Resolver:
         if not targets:
             raise self._place.error("there is no [target.NAME]")
         self._check_exposure(groups, targets, is_open or root.open)
-        return Configuration(self._place.file, groups, targets, root.session, tuple(self._warnings))
+        limit = root.session.max_sessions
+        return Configuration(
+            self._place.file, groups, targets, _timing(root.session), limit, tuple(self._warnings)
+        )
 
     # Authentication --------------------------------------------------------------------------------------------
 
@@ -233,6 +237,18 @@ class _Resolver:
         if not is_iscsi_name(iqn) or iqn != iqn.lower() or "_" in iqn:
             raise place.error(f"{iqn!r} is no iSCSI name (RFC 7143 section 4.2.7): iqn.YYYY-MM.DOMAIN:NAME, lower case")
         return iqn
+
+
+def _timing(section: sections.Session) -> Timing:
+    return Timing(
+        login_s=section.login_timeout,
+        nop_interval_s=section.nop_interval,
+        nop_timeout_s=section.nop_timeout,
+        management_s=section.task_management_timeout,
+        logout_s=section.logout_timeout,
+        transfer_s=section.transfer_timeout,
+        stall_s=section.stall_timeout,
+    )
 
 
 def _groups_of(section: sections.Target, groups: Mapping[str, PortalGroup], place: Place) -> tuple[str, ...]:

@@ -29,8 +29,12 @@ class Session(Section, frozen=True):
     """``[session]``: what holds for every connection."""
 
     login_timeout: Seconds = 15.0
-    nop_interval: Seconds = 30.0
+    nop_interval: Annotated[float, Meta(ge=0, le=86400)] = 30.0
     nop_timeout: Seconds = 30.0
+    task_management_timeout: Seconds = 10.0
+    logout_timeout: Seconds = 10.0
+    transfer_timeout: Seconds = 30.0
+    stall_timeout: Seconds = 60.0
     max_sessions: Annotated[int, Meta(ge=1, le=65535)] = 4096
 
 

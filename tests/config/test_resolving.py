@@ -11,6 +11,7 @@ from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.login import policy
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.scsi import AccessState, Personality
+from iscsi_ovs.session.liveness import Timing
 from tests.config.files import LEAST, WHOLE, changed, load
 
 IQN = "iqn.2024-05.com.example:disk"
@@ -102,6 +103,15 @@ def test_what_contradicts_itself(tmp_path: Path, old: str, new: str, words: str)
         load(tmp_path, changed(old, new))
     assert str(refused.value).startswith(f"{tmp_path}/config.toml: ")
     assert words in str(refused.value)
+
+
+def test_the_defaults_are_those_of_the_code(tmp_path: Path) -> None:
+    """What is said twice is the same."""
+    found = load(tmp_path, LEAST)
+    assert found.timing == Timing()
+    assert load(tmp_path, "session.nop-interval = 0\n" + LEAST).timing == Timing(nop_interval_s=0.0)
+    with pytest.raises(ConfigurationError, match=r"session.nop-timeout: expected `float` > 0"):
+        load(tmp_path, "session.nop-timeout = 0\n" + LEAST)
 
 
 def test_no_target(tmp_path: Path) -> None:

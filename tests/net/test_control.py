@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import stat
 import threading
@@ -13,7 +12,6 @@ import pytest
 
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.net.control import ControlSocket, ask
-from iscsi_ovs.net.wakeup import Wakeup
 from tests.net.owners import EchoOwner
 
 
@@ -156,23 +154,3 @@ def test_nobody_answers(short_dir: Path) -> None:
         deaf.listen()
         with pytest.raises(TimeoutError):
             ask(path, "reload", 0.05)
-
-
-def test_wakeup() -> None:
-    """Rung from anywhere, called in the loop; rings that come together are one, and after the end they are nothing."""
-    owner = EchoOwner()
-    calls: list[int] = []
-    descriptors = len(os.listdir("/proc/self/fd"))
-    wakeup = Wakeup(owner.driver, lambda: calls.append(threading.get_ident()))
-    thread = threading.Thread(target=wakeup.ring)
-    thread.start()
-    owner.until(lambda: bool(calls))
-    thread.join()
-    wakeup.ring()
-    wakeup.ring()
-    owner.until(lambda: len(calls) == 2)
-    assert set(calls) == {threading.get_ident()}
-    wakeup.close()
-    wakeup.ring()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    owner.close()

@@ -189,6 +189,15 @@ def test_authentication_is_for_the_next_login(house: Reloaded) -> None:
     assert proven.initiator.is_logged_in
 
 
+def test_timing_is_for_the_next_connection(house: Reloaded) -> None:
+    """Who is in keeps what it came with."""
+    before = house.log_in()
+    house.reload("[lun.one]", "[session]\nnop-interval = 5\n[lun.one]")
+    after = house.log_in(name=HOST_B)
+    assert before.connection.timing.nop_interval_s == 30.0
+    assert after.connection.timing.nop_interval_s == 5.0
+
+
 def test_targets_come_and_go(house: Reloaded) -> None:
     """One is renamed: the old name's sessions end, the new name can be logged in to; the other target goes on."""
     gone, stays = house.log_in("other"), house.log_in()
