@@ -191,6 +191,12 @@ def _segment(nexus: Nexus, targets: list[_Target], descriptor: descriptors.Block
     return _Segment(source, offsets[0], destination, offsets[1], length_bytes)
 
 
+def _is_fenced(segment: _Segment, nexus: Nexus) -> bool:
+    """A reservation came between two segments: who is kept from an end of the copy is kept from going on with it."""
+    source, destination = segment.source.unit, segment.destination.unit
+    return source.is_reserved_against(nexus, _READ_16) or destination.is_reserved_against(nexus, _WRITE_16)
+
+
 def _next_segment(unit: LogicalUnit, copy: Copy, transfer_bytes: int) -> Execution:
     """The next segment that moves something, or the end."""
     while copy.done < len(copy.segments) and copy.segments[copy.done].length_bytes == 0:
@@ -199,6 +205,10 @@ def _next_segment(unit: LogicalUnit, copy: Copy, transfer_bytes: int) -> Executi
         copy.status = COMPLETED
         return Outcome(transfer_bytes=transfer_bytes)
     segment = copy.segments[copy.done]
+    if copy.copied_bytes and _is_fenced(segment, copy.command.nexus):
+        copy.status = FAILED
+        condition = CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
+        return Outcome(CHECK_CONDITION, unit.build_sense(condition))
 
     def finish(completion: block.Completion) -> Execution:
         if completion.error is not None:

@@ -10,7 +10,7 @@ from iscsi_ovs import block, scsi
 from iscsi_ovs.block import Error, Operation
 from iscsi_ovs.commands import COMMAND_SET, vpd
 from iscsi_ovs.testing.memory_device import MemoryDevice
-from tests.commands.bench import Bench, code, field_pointer
+from tests.commands.bench import Bench, code, field_pointer, new_nexus
 from tests.commands.shapes import BLOCK, CAPACITY, INVALID_FIELD, INVALID_PARAMETER, PARAMETER_LENGTH, pattern
 
 UNREACHABLE = (0xA, 0x08, 0x04)
@@ -274,6 +274,40 @@ def test_a_protected_destination(disk: Bench) -> None:
     targets = [target(disk.unit), target(other.unit)]
     assert code(copy(disk, parameters(targets, [segment(0, 1, 1, 0, 0)]))) == (0xA, 0x27, 0x00)
     assert isinstance(disk.start(copy_cdb(108), data_out=parameters(targets, [segment(1, 0, 1, 0, 0)])), block.Request)
+
+
+RESERVE_6 = "16 00 000000 00"
+
+
+@pytest.mark.parametrize("is_source", [True, False])
+def test_a_reserved_unit_is_not_reached_by_a_copy(disk: Bench, is_source: bool) -> None:
+    """Another nexus has reserved it: nothing moves; that nexus' own copies do."""
+    other = add_another(disk)
+    nexus = disk.login(new_nexus("iqn.test:other"))
+    nexus.devices[other.unit] = other.device
+    nexus.attentions[other.unit].clear()
+    assert disk.execute(RESERVE_6, lun=1 << 48, nexus=nexus).status == scsi.GOOD
+    before = bytes(disk.device.data), bytes(other.device.data)
+    ends = (1, 0) if is_source else (0, 1)
+    data = parameters([target(disk.unit), target(other.unit)], [segment(*ends, 4, 0, 8)])
+    assert code(copy(disk, data)) == NOT_REACHABLE
+    assert (bytes(disk.device.data), bytes(other.device.data)) == before
+    assert disk.execute(copy_cdb(len(data)), data_out=data, nexus=nexus).status == scsi.GOOD
+
+
+def test_a_unit_that_is_reserved_in_the_middle_of_a_copy(disk: Bench) -> None:
+    """The segments before it have moved; the next one does not."""
+    other = add_another(disk)
+    nexus = disk.login(new_nexus("iqn.test:other"))
+    nexus.attentions[other.unit].clear()
+    data = parameters([target(disk.unit), target(other.unit)], [segment(0, 1, 4, 0, 8), segment(0, 1, 4, 4, 12)])
+    request = disk.start(copy_cdb(len(data)), data_out=data)
+    assert isinstance(request, block.Request)
+    assert disk.execute(RESERVE_6, lun=1 << 48, nexus=nexus).status == scsi.GOOD
+    outcome = disk.step(request)
+    assert isinstance(outcome, scsi.Outcome)
+    assert code(outcome) == NOT_REACHABLE
+    assert [request.operation for request in disk.device.log] == [Operation.COPY]
 
 
 def test_a_unit_that_has_no_medium_now(disk: Bench) -> None:
