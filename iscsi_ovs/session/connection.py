@@ -497,6 +497,11 @@ class Connection:
         return self._now
 
     @property
+    def heard_at(self) -> float:
+        """When the last bytes came."""
+        return self._liveness.last_heard
+
+    @property
     def management_deadline(self) -> float:
         """When a task management function that begins now is answered, done or not (CONTRACTS 2)."""
         return self._now + self.timing.management_s
@@ -507,8 +512,7 @@ class Connection:
         if self.state is State.LOGIN and now > self._login_deadline:
             self._end(f"no login within {self.timing.login_s:.0f} s", is_error=True)
         elif self.state is State.FULL_FEATURE:
-            self._in_session().tick(now)
-            reason = self._liveness.tick(now)
+            reason = self._in_session().tick(now) or self._liveness.tick(now)
             if reason is not None:
                 self._end(reason, is_error=True)
         elif self.state is State.LOGGING_OUT:

@@ -30,6 +30,11 @@ class Outbox:
         return len(self._pieces)
 
     @property
+    def pending_marks(self) -> int:
+        """Buffers, about, that wait for the kernel."""
+        return len(self._marks)
+
+    @property
     def sent_bytes(self) -> int:
         """What the kernel has taken so far, in all."""
         return self._sent_bytes

@@ -48,6 +48,7 @@ class Session:
         slot_bytes = space.pool.slot_bytes if space.pool is not None else 65536
         self.window = CommandWindow(space, cmd_sn, -(-unsolicited // slot_bytes))
         self.is_closed = False
+        self.data_seen_at = 0.0  # when Data-Out had come, the last time that it was looked at
         self._held: dict[int, tuple[pdu.Pdu, Callable[[], None]]] = {}  # commands ahead of ExpCmdSN
         self._idle_callbacks: list[Callable[[], None]] = []
         self._transfer_tag = 0
@@ -246,9 +247,24 @@ class Session:
         self._transfer_tag = transfer.next_tag(self._transfer_tag)
         return self._transfer_tag
 
-    def tick(self, now: float) -> None:
-        """Once a second: whoever has waited too long."""
+    def tick(self, now: float) -> str | None:
+        """Once a second: whoever has waited too long. Returns why the connection is to be given up, or None."""
         self.management.tick(now)
+        return transfer.give_up_overdue(self, now)
+
+    def held_slots(self) -> int:
+        """See space.Holder: buffers of tasks beyond their grants, and answers that are not sent yet."""
+        pool = self.space.pool
+        if pool is None:
+            return 0
+        outbox = self.connection.outbox
+        held = max(outbox.pending_bytes // pool.slot_bytes, outbox.pending_marks)
+        for task in self.tasks.by_tag.values():
+            if task.buffer is not None:
+                held += max(0, pool.slots_for(task.buffer.length_bytes) - task.kept_slots)
+            elif task.is_read and task.state is State.EXECUTING and task.waiter is None:
+                held += pool.slots_for(min(task.expected_bytes, transfer.MAX_TRANSFER_BYTES))
+        return held
 
     def log(self, message: str) -> None:
         self.connection.log(message)

@@ -63,6 +63,8 @@ class Task:
     r2t_sn = 0
     transfers: Sequence[Transfer] = ()  # outstanding R2Ts, oldest first
     waiter: Waiter | None = None
+    seen_bytes = -1  # what had been received when it was last looked at
+    seen_at = 0.0
     is_admitted = False  # its CmdSN has had its turn
     early_outcome: scsi.Outcome | None = None  # decided before that
     is_aborted = False

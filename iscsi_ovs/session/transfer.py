@@ -33,6 +33,7 @@ _PADDING = tuple(map(bytes, range(4)))
 _ABORTED_COMMAND = 0x0B
 UNEXPECTED_UNSOLICITED_DATA = (0x0C, 0x0C)
 INCORRECT_AMOUNT_OF_DATA = (0x0C, 0x0D)
+INITIATOR_RESPONSE_TIMEOUT = (0x4B, 0x06)
 PROTOCOL_SERVICE_CRC_ERROR = (0x47, 0x05)
 
 
@@ -77,7 +78,7 @@ def open_write(session: Session, task: Task, header: pdu.ScsiCommand) -> Sequenc
         kept = 0
     buffer = None
     needed = pool.slots_for(task.data_out_bytes)
-    if needed <= kept or not session.space.has_waiters:
+    if needed <= kept or session.space.may_take(needed - kept, session):
         buffer = pool.allocate(task.data_out_bytes, kept)
         task.kept_slots = min(kept, needed)
     if buffer is None:
@@ -168,6 +169,7 @@ def data_out_arrived(session: Session, task: Task, header: pdu.DataOut) -> None:
         if not is_final:
             return
         task.transfers = task.transfers[1:]
+        session.data_seen_at = session.connection.now
     proceed(session, task)
 
 
@@ -211,7 +213,8 @@ def _solicit(session: Session, task: Task) -> None:
         _send_r2ts(session, task)
         return True
 
-    task.waiter = session.space.wait(grab)
+    needed = session.space.pool.slots_for(task.data_out_bytes) - task.kept_slots
+    task.waiter = session.space.wait(grab, needed, session)
 
 
 def _send_r2ts(session: Session, task: Task) -> None:
@@ -239,6 +242,31 @@ def _send_r2ts(session: Session, task: Task) -> None:
             )
         )
         task.r2t_sn += 1
+
+
+def give_up_overdue(session: Session, now: float) -> str | None:
+    """R2Ts have a deadline: who leaves them unanswered holds slots that others wait for (CONTRACTS 3).
+
+    It is the session's silence that counts, because a slow line may serve one R2T after the other; but none waits ten
+    times as long. Returns why the connection is to be given up: where the silence is in the middle of a data segment.
+    """
+    connection = session.connection
+    limit_s = connection.timing.transfer_s
+    waiting = [task for task in session.tasks if task.transfers and not task.is_aborted]
+    for task in waiting:
+        is_filled_now = connection.is_filling(task) and connection.heard_at > task.seen_at
+        if task.received_bytes != task.seen_bytes or is_filled_now:
+            task.seen_bytes = task.received_bytes
+            task.seen_at = session.data_seen_at = now
+    overdue_s = limit_s if session.data_seen_at + limit_s < now else 10 * limit_s
+    overdue = [task for task in waiting if task.seen_at + overdue_s < now]
+    if any(connection.is_filling(task) for task in overdue):
+        return f"no data in {overdue_s:.0f} s, in the middle of a data segment"
+    for task in overdue:
+        session.fail(task, aborted(INITIATOR_RESPONSE_TIMEOUT))
+    if overdue:
+        session.log(f"no data for {len(overdue)} tasks in {overdue_s:.0f} s: they are aborted")
+    return None
 
 
 def residual(expected: int, transfer: int) -> tuple[int, int]:

@@ -60,7 +60,10 @@ class Commands:
             if pool is None:
                 self._finish(command, scsi.Outcome(status=scsi.BUSY))
                 return
-            if self._space.has_waiters or (buffer := pool.allocate(request.length_bytes)) is None:
+            if (
+                pool.free_slots < self._space.tight_below_slots
+                or (buffer := pool.allocate(request.length_bytes)) is None
+            ):
                 self._wait_for_buffer(command, request)
                 return
             request.buffer = buffer
@@ -86,7 +89,9 @@ class Commands:
             device.submit(request)
             return True
 
-        task.waiter = self._space.wait(grab)
+        pool = self._space.pool
+        assert pool is not None
+        task.waiter = self._space.wait(grab, pool.slots_for(request.length_bytes), task.session)
 
     def _completed(self, completion: block.Completion) -> None:
         """The volume server has answered (or is gone)."""

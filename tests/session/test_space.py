@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from iscsi_ovs import pdu
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.testing.memory_device import MemoryPool
@@ -40,6 +42,91 @@ def test_who_waits_is_served_in_order_of_arrival() -> None:
     assert not space.has_waiters
 
 
+class Session:
+    """Somebody who holds so many slots."""
+
+    def __init__(self, pool: MemoryPool, space: Space, name: str, served: list[str]) -> None:
+        self.pool = pool
+        self.space = space
+        self.name = name
+        self.served = served
+        self.buffers: list[Any] = []
+
+    def held_slots(self) -> int:
+        return sum(self.pool.slots_for(buffer.length_bytes) for buffer in self.buffers)
+
+    def want(self, slots: int) -> bool:
+        """True: it has them at once."""
+
+        def grab() -> bool:
+            buffer = self.pool.allocate(slots * self.pool.slot_bytes)
+            if buffer is None:
+                return False
+            self.buffers.append(buffer)
+            self.served.append(self.name)
+            return True
+
+        return self.space.wait(grab, slots, self) is None
+
+    def finish(self) -> None:
+        self.buffers.pop(0).release()
+        self.space.serve()
+
+
+def sessions_of(slots: int, names: str) -> tuple[Space, list[Session], list[str]]:
+    space = Space()
+    pool = MemoryPool(slots, 1 << 20)
+    space.attach(pool, [])
+    served: list[str] = []
+    return space, [Session(pool, space, name, served) for name in names], served
+
+
+def test_a_greedy_session_leaves_the_reserve_to_others() -> None:
+    """However much it asks for: another one's wish is fulfilled while it stalls with all that it has."""
+    space, (greedy, modest), served = sessions_of(64, "gm")
+    for _ in range(100):
+        greedy.want(8)
+    assert greedy.held_slots() == 56, "8 MiB are kept from it"
+    assert not modest.want(8), "behind those that wait"
+    space.serve()
+    assert served[-1] == "m"
+    modest.finish()
+    assert served[-1] == "m", "what comes back to the reserve is not the greedy one's"
+    greedy.finish()
+    assert served[-1] == "g"
+
+
+def test_sessions_that_wait_are_served_in_turn() -> None:
+    """Each in its own order of arrival; nobody has two turns while another one waits."""
+    space, sessions, served = sessions_of(16, "abc")
+    for session in sessions:
+        for _ in range(4):
+            session.want(8)
+    by_name = {session.name: session for session in sessions}
+    done = 0
+    while done < len(served):  # the oldest first
+        by_name[served[done]].finish()
+        done += 1
+    assert "".join(served) == "aabcabcabcbc", "the first had no competitor yet"
+    assert not space.has_waiters
+
+
+def test_a_wish_for_all_is_fulfilled_in_the_end() -> None:
+    """Small wishes of others do not overtake it for ever."""
+    space, (large, *small), served = sessions_of(16, "labcd")
+    for session in small:
+        session.want(4)
+    assert not large.want(8)
+    for round_ in range(50):
+        session = small[round_ % 4]
+        session.finish()
+        session.want(4)
+        space.serve()
+        if "l" in served:
+            return
+    raise AssertionError(served)
+
+
 def test_who_has_cancelled_holds_up_nobody() -> None:
     """A cancelled wish at the head is passed over, and is not kept for ever behind one that waits."""
     space = space_of(8)
@@ -50,7 +137,7 @@ def test_who_has_cancelled_holds_up_nobody() -> None:
         waiter = space.wait(lambda: False)
         assert waiter is not None
         waiter.cancel()
-    assert len(space._waiters) < 1000
+    assert sum(map(len, space._queues.values())) < 1000
     second = space.wait(lambda: not served.append(2))
     assert second is not None
     first.cancel()
