@@ -107,7 +107,8 @@ class Target:
     @property
     def is_guarded(self) -> bool:
         """Not everybody gets in."""
-        return self.policy is None or policy.NONE not in self.policy.methods or not self.access.is_open
+        is_proved = self.policy is None or policy.NONE not in self.policy.methods
+        return is_proved or not self.access.is_open or self.redirect is not None
 
 
 @dataclass(frozen=True, slots=True)

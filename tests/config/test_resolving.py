@@ -139,7 +139,7 @@ def test_open_to_everybody_must_be_said(tmp_path: Path, listen: str) -> None:
         assert "openvstorage:demo is there for everybody" in warning
 
 
-@pytest.mark.parametrize("guard", ['auth-group = "no-access"', 'acl = "a"'])
+@pytest.mark.parametrize("guard", ['auth-group = "no-access"', 'acl = "a"', 'redirect = "192.0.2.9"'])
 def test_guarded_beyond_loopback(tmp_path: Path, guard: str) -> None:
     """What not everybody gets into needs no --open."""
     text = '[portal-group.p]\nlisten = ["0.0.0.0"]\n[acl.a]\nnetworks = ["10.0.0.0/8"]\n' + LEAST + guard
