@@ -62,7 +62,7 @@ class _Segment(NamedTuple):
 class Copy:
     """One EXTENDED COPY, for RECEIVE COPY RESULTS; the nexus keeps it by unit and list identifier."""
 
-    command: Command
+    command: Command | None  # until it is over: they would know each other through the nexus
     segments: list[_Segment]
     done: int = 0  # segments
     copied_bytes: int = 0
@@ -70,9 +70,15 @@ class Copy:
 
     @property
     def is_under_way(self) -> bool:
-        """One that was aborted between two segments will never say so."""
+        """One that was aborted between two segments will never say that it is not."""
+        if self.command is None:
+            return False
         context = self.command.context
-        return self.status == IN_PROGRESS and not (context is not None and context.is_aborted)
+        return context is None or not context.is_aborted
+
+    def end(self, status: int) -> None:
+        self.status = status
+        self.command = None
 
 
 # EXTENDED COPY --------------------------------------------------------------------------------------------------
@@ -99,7 +105,7 @@ def extended_copy(unit: LogicalUnit, command: Command) -> Execution:
     copy = Copy(command, segments)
     if usage != descriptors.NO_LIST_ID:
         copies[key] = copy
-    return _next_segment(unit, copy, length)
+    return _next_segment(unit, command, copy, length)
 
 
 def _parameter_list(buffer: block.Buffer, length: int) -> tuple[descriptors.ParameterListHeader, bytes]:
@@ -197,31 +203,31 @@ def _is_fenced(segment: _Segment, nexus: Nexus) -> bool:
     return source.is_reserved_against(nexus, _READ_16) or destination.is_reserved_against(nexus, _WRITE_16)
 
 
-def _next_segment(unit: LogicalUnit, copy: Copy, transfer_bytes: int) -> Execution:
+def _next_segment(unit: LogicalUnit, command: Command, copy: Copy, transfer_bytes: int) -> Execution:
     """The next segment that moves something, or the end."""
     while copy.done < len(copy.segments) and copy.segments[copy.done].length_bytes == 0:
         copy.done += 1
     if copy.done == len(copy.segments):
-        copy.status = COMPLETED
+        copy.end(COMPLETED)
         return Outcome(transfer_bytes=transfer_bytes)
     segment = copy.segments[copy.done]
-    if copy.copied_bytes and _is_fenced(segment, copy.command.nexus):
-        copy.status = FAILED
+    if copy.copied_bytes and _is_fenced(segment, command.nexus):
+        copy.end(FAILED)
         condition = CheckCondition(sense.COPY_TARGET_DEVICE_NOT_REACHABLE)
         return Outcome(CHECK_CONDITION, unit.build_sense(condition))
 
     def finish(completion: block.Completion) -> Execution:
         if completion.error is not None:
-            copy.status = FAILED
+            copy.end(FAILED)
             return _failed(unit, copy, completion)
         # The destination has a write cache, or it has none, whatever the unit that the command came to has.
         if completion.request.operation is Operation.COPY and not segment.destination.unit.modes.write_cache:
             return Request(Operation.FLUSH, finish=finish)
         copy.done += 1
         copy.copied_bytes += segment.length_bytes
-        return _next_segment(unit, copy, transfer_bytes)
+        return _next_segment(unit, command, copy, transfer_bytes)
 
-    copy.command.device = segment.destination.device
+    command.device = segment.destination.device
     return Request(
         Operation.COPY,
         segment.destination_offset_bytes,
