@@ -59,6 +59,14 @@ try allow sg_prevent --allow $disk
 try stop sg_start --stop $disk
 try start sg_start --start $disk
 try diagnostic sg_senddiag --test $disk
+try usage sg_logs --page=0xc $disk
+try time sg_timestamp $disk
+try set_time sg_timestamp --milliseconds=1000000000000 $disk
+try other_time sg_timestamp $disk
+control() { sg_wr_mode --page=0xa --contents=0a,0a,02,10,$1,00,00,00,00,00,00,00 ${2:-} $disk; }
+try protect control 08
+try protected sg_modes --page=0xa $disk
+try unprotect control 00 --save
 
 try hole sg_get_lba_status --lba=0 $disk
 dd if=/run/data of=$disk bs=512 count=64 oflag=direct status=none
@@ -118,6 +126,10 @@ def test_commands_and_pages(network: GuestNetwork, short_dir: Path, tmp_path: Pa
         assert "Number of logical blocks=131072" in said["capacity"]
         assert "Control" in said["modes"]
         assert "Informational Exceptions" in said["logs"]
+        assert "Used LBA mapping threshold resource count: 0" in said["usage"]
+        assert "100000000" in said["other_time"]
+        assert said["time"] != said["other_time"]
+        assert "WP=1" in said["protected"]
         assert "131072  deallocated" in said["hole"]
         assert "64  mapped" in said["mapped"]
         assert "16  deallocated" in said["unmapped"]
