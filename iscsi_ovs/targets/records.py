@@ -117,6 +117,8 @@ class Records:
                 result = update.finish(answer)
             else:
                 disk.unit.record_versions[update.record] = answer.version
+                who = command.nexus.initiator_name
+                logger.info("%s: %s changed by %s (version %d)", disk.name, update.record, who, answer.version)
                 result = update.finish(None)
             self._commands.proceed(command, result)
             for other in self._updating.pop(key):

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import transport_id
+from iscsi_ovs.net.portal import Address
 from tests.commands.sharing import (
+    ALL_TG_PT,
     APTPL,
     CLEAR,
     EXCLUSIVE_ACCESS,
     PREEMPT,
     PREEMPT_AND_ABORT,
+    READ_FULL_STATUS,
     READ_KEYS,
     READ_RESERVATION,
     REGISTER,
     REGISTER_AND_IGNORE,
     RESERVE,
+    SPEC_I_PT,
     WERO,
     WRITE_EXCLUSIVE,
     plain_list,
 )
+from tests.config.files import load
 from tests.targets.house import Client, House, kept
 
 NAMES = tuple(f"iqn.2016-01.test:{letter}" for letter in "abc")
@@ -176,3 +183,61 @@ def test_what_a_new_target_process_finds(house: House, clients: tuple[Client, ..
     assert second.do(second.read(0, 1)).status == (scsi.RESERVATION_CONFLICT if flags else scsi.GOOD)
     assert ask(second, READ_RESERVATION)[7:16] == (b"\x10" + (0xA).to_bytes(8, "big") if flags else b"\0")
     assert status(second, REGISTER_AND_IGNORE, 0, 0xB) == scsi.GOOD
+
+
+def test_a_status_of_many_registrations_comes_whole(house: House) -> None:
+    """Longer than a data segment of the initiator may be: it comes in several."""
+    client = house.login(name=NAMES[0])
+    names = [f"iqn.2016-01.test:{number:03}" for number in range(200)]
+    identifiers = b"".join(transport_id.encode(name, bytes(6)) for name in names)
+    data = plain_list(0, 7, SPEC_I_PT, len(identifiers).to_bytes(4, "big") + identifiers)
+    cdb = bytes((0x5F, REGISTER, 0, 0, 0)) + len(data).to_bytes(4, "big") + b"\0"
+    assert client.do(client.initiator.command(cdb, write=data)).status == scsi.GOOD
+    cdb = bytes((0x5E, READ_FULL_STATUS, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0))
+    result = client.do(client.initiator.command(cdb, read=0xFFFF))
+    status = bytes(result.data)
+    assert int.from_bytes(status[4:8], "big") + 8 == len(status) > 8192
+    assert all(name.encode() + b",i,0x000000000000" in status for name in names)
+
+
+PORTAL_GROUPS = """\
+open = true
+[portal-group.inner]
+listen = ["127.0.0.1:3260"]
+[portal-group.outer]
+tag = 7
+listen = ["0.0.0.0:3261"]
+[lun.demo]
+[target.disk]
+portal-group = ["inner", "outer"]
+lun.0 = "demo"
+[target.other]
+portal-group = ["inner"]
+lun.5 = "demo"
+"""
+
+
+def test_through_all_target_ports(tmp_path: Path) -> None:
+    """ALL_TG_PT registers an initiator at every portal group of its target, and at no other target."""
+    house = House(configuration=load(tmp_path, PORTAL_GROUPS), volumes="demo")
+    inner, outer, elsewhere = Address("127.0.0.1", 3260), Address("0.0.0.0", 3261), Address("127.0.0.1", 3260)
+    clients = []
+    for target, at in (("disk", inner), ("disk", outer), ("other", elsewhere)):
+        client = house.client(at=at, name=NAMES[0])
+        client.initiator.login(f"iqn.2016-01.com.openvstorage:{target}")
+        house.run()
+        assert client.initiator.is_logged_in
+        client.attentions(5 if target == "other" else 0)
+        clients.append(client)
+    reserve_for(clients[0], WERO, flags=ALL_TG_PT)
+    assert len(ask(clients[0], READ_KEYS)) == 8 + 2 * 8
+    status = ask(clients[1], READ_FULL_STATUS)
+    ports = {int.from_bytes(status[at : at + 2], "big") for at in (26, 26 + (len(status) - 8) // 2)}
+    assert ports == {1, 7}
+    assert clients[1].do(clients[1].write(0, bytes(512))).status == scsi.GOOD
+    cdb = bytes((0x2A, 0, 0, 0, 0, 0, 0, 0, 1, 0))
+    refused = clients[2].do(clients[2].initiator.command(cdb, write=bytes(512), lun=5))
+    assert refused.status == scsi.RESERVATION_CONFLICT
+    for client in clients:
+        client.lose()
+    house.run()
