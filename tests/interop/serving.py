@@ -42,6 +42,7 @@ class Serve:
         *,
         portal: str = "127.0.0.1:0",
         advertise: str | None = None,
+        config: str | None = None,
         vpool: Mapping[str, Any] | None = None,
         prefix: Sequence[str] = (),
         ready_timeout_s: float = 20.0,
@@ -55,8 +56,14 @@ class Serve:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if vpool is not None:
             (state_dir / "vpool.json").write_text(json.dumps(vpool))
-        self.command = [*prefix, *iscsi_ovs("serve", "--state-dir", str(state_dir), "--portal", portal)]
-        if not portal.startswith(("127.", "[::1]", "localhost")):
+        self.command = [*prefix, *iscsi_ovs("serve", "--state-dir", str(state_dir))]
+        if config is not None:  # its portals stand in it
+            self.config_path = state_dir / "config.toml"
+            self.config_path.write_text(config)
+            self.command += ["--config", str(self.config_path), "--open"]
+        else:
+            self.command += ["--portal", portal]
+        if config is None and not portal.startswith(("127.", "[::1]", "localhost")):
             self.command += ["--open"]
         if advertise is not None:
             self.command += ["--advertise", advertise]
