@@ -29,6 +29,7 @@ class Proxy:
         self._writer = writer
         self._listener = socket.create_server(listen)
         self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
 
     def run(self) -> None:
         """Accepts until the listener is closed."""
@@ -38,6 +39,7 @@ class Proxy:
             except OSError:
                 break
             target = socket.create_connection(self._target)
+            self._sockets += (initiator, target)
             flow = self._writer.connect()
             for source, sink, from_initiator in ((initiator, target, True), (target, initiator, False)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -46,6 +48,8 @@ class Proxy:
                 self._threads.append(thread)
         for thread in self._threads:
             thread.join(2)
+        for each in self._sockets:
+            each.close()
 
     def _carry(self, source: socket.socket, sink: socket.socket, flow: Any, from_initiator: bool) -> None:
         with contextlib.suppress(OSError):
