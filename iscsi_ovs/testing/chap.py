@@ -14,7 +14,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from iscsi_ovs.testing.results import ViolationError
 
@@ -29,8 +29,8 @@ class Chap:
     given the step (``method``, ``algorithms``, ``response``) and its keys, and returns the keys to send."""
 
     name: str
-    secret: bytes
-    target_secret: bytes | None = None  # ask the target for its proof
+    secret: bytes = field(repr=False)
+    target_secret: bytes | None = field(default=None, repr=False)  # ask the target for its proof
     target_name: str | None = None  # … by this name, if it matters
     algorithms: str = "8,7,6,5"
     methods: str = "CHAP,None"
@@ -38,6 +38,8 @@ class Chap:
     challenge: bytes | None = None  # for the target; drawn anew where it is None
     identifier: int = 1
     alter: Callable[[str, Values], Values] | None = None
+    _algorithm: int = field(default=0, init=False, repr=False)  # chosen by the target
+    _asked: bytes = field(default=b"", init=False, repr=False)  # the challenge that we sent
 
     @property
     def method(self) -> str:
@@ -86,9 +88,6 @@ class Chap:
 
     def _altered(self, step: str, values: Values) -> Values:
         return values if self.alter is None else self.alter(step, values)
-
-    _algorithm: int = 0  # chosen by the target
-    _asked: bytes = b""  # the challenge that we sent
 
 
 def _decode(text: str) -> bytes:

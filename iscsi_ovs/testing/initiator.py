@@ -108,6 +108,7 @@ class Initiator:
         """
         self.tsih = tsih
         self.set(is_discovery=target is None, target_name=target)
+        self._login = LoginPhase(self)
         return self._login.begin(self._new_task_tag(), target, security, identity or {}, chap, overrides)
 
     def login_pdu(self, flags: int, data: Buffer = b"", **fields: Any) -> None:

@@ -75,7 +75,6 @@ class LoginPhase:
         overrides: Mapping[str, str | None],
     ) -> int:
         """Send the first request; return its task tag."""
-        self.__init__(self._initiator)  # type: ignore[misc]  # a second login begins at the beginning
         self.task_tag = task_tag
         self._stage = 0 if security else 1
         self._chap = chap

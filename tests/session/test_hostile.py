@@ -104,7 +104,12 @@ def discovery(talk: Hostile) -> None:
     talk.run()
 
 
-STATES = [new, negotiating, admitting, logged_in, busy, logging_out, discovery]
+def digested(talk: Hostile) -> None:
+    """With data digests; header digests would let nothing hostile through."""
+    talk.login(FirstBurstLength="8192", DataDigest="CRC32C")
+
+
+STATES = [new, negotiating, admitting, logged_in, busy, logging_out, discovery, digested]
 
 
 def write(initiator: Initiator, tag: int, length: int, **fields: int) -> pdu.ScsiCommand:
