@@ -208,3 +208,32 @@ def test_unknown_operations(disk: Bench) -> None:
     empty = disk.router.execute(scsi.Command(disk.nexus, 0, b""))
     assert isinstance(empty, scsi.Outcome)
     assert code(empty) == (0x5, 0x20, 0x00)
+
+
+def outcome_of(raw: bytes) -> tuple[scsi.Outcome, bytes, bytes]:
+    """What a fresh disk makes of a CDB that comes with more data than any command wants."""
+    disk = Bench(size_bytes=1 << 16)
+    disk.device.data[:4096] = bytes(range(256)) * 16
+    outcome = disk.drive(disk.command(raw.hex(), 0, 1 << 16, bytes(8) + b"\x01" * 1016))
+    outcome.buffer = None
+    return outcome, disk.payload, bytes(disk.device.data)
+
+
+@every_operation
+def test_bits_that_have_no_meaning(operation: Operation) -> None:
+    """CDB USAGE DATA are true: a bit that is zero there is reserved, so it changes nothing, or is refused as itself."""
+    ones = bytes(byte & 0x01 if at > 1 else 0 for at, byte in enumerate(operation.usage))
+    for filling in (bytes(operation.cdb_length), ones):
+        base = bytearray(filling)
+        base[0], base[1] = operation.opcode, operation.service_action or 0
+        expected = outcome_of(base)
+        for at in range(1, operation.cdb_length):
+            is_last = at == operation.cdb_length - 1
+            known = operation.usage[at] | (0x1F if at == 1 and operation.service_action is not None else 0)
+            for bit in [bit for bit in range(8) if not known >> bit & 1 and not (is_last and bit == 2)]:  # NACA
+                flipped = bytearray(base)
+                flipped[at] ^= 1 << bit
+                found = outcome_of(flipped)
+                if found != expected:
+                    assert code(found[0]) == INVALID_FIELD, flipped.hex()
+                    assert field_pointer(found[0])[0] == at, flipped.hex()
