@@ -169,6 +169,14 @@ def test_unknown_reporting_options(disk: Bench, option: int) -> None:
     assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (2, 2))
 
 
+@pytest.mark.parametrize("opcode", [0x85, 0xA1, 0xA2, 0xB5, 0x4C, 0x3B, 0x3C, 0x94, 0x95, 0x7F, 0x1C])
+def test_what_is_not_there_is_refused_cleanly(disk: Bench, opcode: int) -> None:
+    """ATA PASS-THROUGH (16, 12), SECURITY PROTOCOL, LOG SELECT, buffers, zones, long CDBs, RECEIVE DIAGNOSTIC RESULTS:
+    what smartctl, ESXi and others ask for."""
+    for text in (f"{opcode:02x}", f"{opcode:02x}" + "ff" * 14 + "00"):
+        assert code(disk.execute(text)) == (0x5, 0x20, 0x00)
+
+
 @every_operation
 def test_naca_is_refused(disk: Bench, operation: Operation) -> None:
     """No ACA here, so NACA=1 in CONTROL is an invalid field, and usage data do not have it."""
