@@ -408,7 +408,8 @@ class Connection:
             self._send_login_response(
                 0, text, 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
             )
-        self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=True)
+        is_redirection = status_class == 0x01
+        self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=not is_redirection)
 
     # Full feature phase ----------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class Holding:
     device: DeviceHandle | None = None
     is_opening: bool = False  # the volume server has an Open of ours that it has not answered
     is_needed: bool = False  # the session serves commands: without a handle the unit is BUSY
+    reason: str = ""  # why it could not be opened at the login
+    is_told: bool = False  # … or since; it is in the log
 
 
 @dataclass(slots=True, eq=False)

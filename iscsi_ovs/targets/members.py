@@ -206,8 +206,14 @@ class Members:
         if self._pending.get(member.connection) is not member:
             return  # refused or lost meanwhile
         if error is not None:
-            self._refuse(member.connection, f"{holding.disk.name}: {error.strerror or error}")
-        elif all(other.device is not None for other in member.holdings):
+            holding.reason = error.strerror or str(error)
+        if any(other.is_opening for other in member.holdings):
+            return
+        failed = [other for other in member.holdings if other.device is None]
+        # A disk that somebody else holds keeps nobody from the others; one whose reservations can't be read does.
+        if len(failed) == len(member.holdings) or not all(other.disk.are_records_known for other in failed):
+            self._refuse(member.connection, f"{failed[0].disk.name}: {failed[0].reason}")
+        else:
             self._admit(member)
 
     def _admit(self, member: Member) -> None:
@@ -220,7 +226,9 @@ class Members:
         session, told = connection.admit(member.nexus, self._next_tsih(), self._core.clock.now())
         member.session = session
         for holding in member.holdings:
-            holding.is_needed = True
+            holding.is_needed = holding.device is not None
+            if not holding.is_needed:  # NOT READY, until it can be had
+                self._try_again(holding, holding.reason)
         self._by_session[session] = member
         account = session.parameters.account
         proved = "" if account is None else f" as {account!r}"
@@ -251,7 +259,7 @@ class Members:
 
         def opened(answer: DeviceHandle | OSError) -> None:
             if isinstance(answer, OSError):
-                ended(None, answer)
+                self._records.load(disk, lambda _: ended(None, answer))  # its unit may be seen all the same
             else:
                 self._records.load(disk, lambda error: ended(answer, error))
 
@@ -289,15 +297,25 @@ class Members:
     def _reopened(self, holding: Holding, error: OSError | None) -> None:
         disk = holding.disk
         if error is not None:
-            logger.warning("%s: not open again: %s", disk.name, error.strerror)
-            generation = self._core.space.generation
-            self._core.clock.call_later(REOPEN_DELAY_S, lambda: self._reopen(holding, generation))
+            self._try_again(holding, error.strerror or str(error))
             return
         assert holding.device is not None
+        holding.is_told = False
         if disk.info.uuid != holding.device.info.uuid:
             self._disks.withdraw(disk, "another volume has its name now")
-        else:
-            self._disks.settle(disk)
+            return
+        if not holding.is_needed:
+            holding.is_needed = True
+            disk.unit.attend(holding.member.nexus, scsi.MEDIUM_MAY_HAVE_CHANGED)  # NOT READY TO READY CHANGE
+        self._disks.settle(disk)
+
+    def _try_again(self, holding: Holding, reason: str) -> None:
+        """A volume of a living session can't be opened: once a second, and told once."""
+        if not holding.is_told:
+            logger.warning("%s: can't be opened, and is tried again: %s", holding.disk.name, reason)
+        holding.is_told = True
+        generation = self._core.space.generation
+        self._core.clock.call_later(REOPEN_DELAY_S, lambda: self._reopen(holding, generation))
 
     def _reopen(self, holding: Holding, generation: int) -> None:
         """Try again, unless the volume server went meanwhile: then the next attachment has seen to it."""

@@ -73,6 +73,7 @@ class FakeService:
         self.opens = 0
         self.holds_opens = False
         self.open_error: OSError | None = None
+        self.held: set[str] = set()  # volumes that somebody else has
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.stats: list[tuple[str, Callable[[Any], None]]] = []
         self.recordings: list[Callable[[Any], None]] = []  # what is to be read or put: called when it is its turn
@@ -192,6 +193,8 @@ class FakeService:
                 worked = True
                 if self.open_error is not None:
                     callback(self.open_error)
+                elif name in self.held:
+                    callback(OSError(errno.EBUSY, "held by qemu pid 7"))
                 elif name not in self.infos:
                     callback(OSError(errno.ENOENT, "no such volume"))
                 else:

@@ -302,6 +302,35 @@ def test_a_lun_that_can_not_be_opened_yet(house: House, login: Login) -> None:
     assert client.luns() == [0, 3, 4]
 
 
+def test_a_login_while_one_volume_is_held_by_somebody_else(house: House, login: Login) -> None:
+    """The other LUNs are there; that one is NOT READY until it can be had, and then it says that it has become so."""
+    house.service.held = {"two"}
+    client, other = login("both"), login("near", OUTER)
+    assert client.luns() == [0, 3, 4]
+    client.attentions()
+    other.attentions()
+    assert client.do(client.write(0, b"1" * 512)).status == scsi.GOOD
+    assert client.attentions(3) == [(0x29, 0x00)]
+    assert client.do(client.read(0, 8, lun=3)).additional_sense == (0x04, 0x00)
+    house.pass_time(1.5)
+    house.run()
+    assert client.do(client.read(0, 8, lun=3)).additional_sense == (0x04, 0x00)
+    house.service.held = set()
+    house.pass_time(1.5)
+    house.run()
+    assert client.attentions(3) == [(0x28, 0x00)]
+    assert client.do(client.read(0, 8, lun=3)).status == scsi.GOOD
+    assert other.attentions() == []
+
+
+def test_a_login_while_all_volumes_are_held(house: House, login: Login) -> None:
+    """Service unavailable, by name; nothing is left of it."""
+    house.service.held = {"one", "two", "frozen"}
+    assert login("both").initiator.login_status == (3, 1)
+    house.service.held = set()
+    assert login("both").luns() == [0, 3, 4]
+
+
 def test_the_server_dies_while_a_lun_comes(house: House, login: Login) -> None:
     """Nothing is left half-way: the LUN comes with the next server."""
     del house.service.infos["two"]
