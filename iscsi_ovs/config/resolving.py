@@ -143,7 +143,7 @@ class _Resolver:
                 raise (place / "discovery-auth-group").unknown("auth-group", section.discovery_auth_group, policies)
             portals = _portals(section, place)
             for at in portals:
-                if at.listen in listens and at.listen.port:
+                if at.listen in listens:
                     raise (place / "listen").error(f"portal-group {listens[at.listen]!r} has {at.listen} already")
                 listens[at.listen] = name
             redirect = _destination(section.redirect, place / "redirect")

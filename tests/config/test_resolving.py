@@ -80,6 +80,7 @@ def test_the_whole(tmp_path: Path) -> None:
         ("[auth-group.lab]", "[portal-group.third]\ntag = 7\nlisten = ['::1']\n[auth-group.lab]",
          "portal-group.third.tag: portal-group 'outer' has tag 7 already"),
         ("0.0.0.0:3261", "[::1]:3260", "portal-group.outer.listen: portal-group 'inner' has [::1]:3260 already"),
+        ('"[::1]:3260"', '"[::1]:0", "[::1]:0"', "portal-group.inner.listen: portal-group 'inner' has [::1]:0 already"),
         ("0.0.0.0:3261", "[::1:3260", "portal-group.outer.listen[0]: portal '[::1:3260': an IPv6 address is written"),
         ('advertise = ["203.0.113.7:3260"]', 'advertise = ["a", "b"]', "advertise: one address for each of 'listen'"),
         ("203.0.113.7:3260", "203.0.113.7:0", "advertise[0]: an initiator can't connect to 203.0.113.7:0"),
