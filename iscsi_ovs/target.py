@@ -29,6 +29,7 @@ from iscsi_ovs.targets.core import (
 from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.nodes import Node, Nodes
+from iscsi_ovs.targets.ordering import Ordering
 from iscsi_ovs.targets.portals import Portals
 from iscsi_ovs.targets.reception import Reception
 from iscsi_ovs.targets.records import Records
@@ -64,7 +65,8 @@ class TargetServer:
         sanitizing = Sanitizing(core, self.disks, commands)
         Usage(core, self.disks, commands)
         self.volume_server = VolumeServer(core, self.disks, self.members, records, sanitizing)
-        self._execute = commands.execute  # bound once: on the path of every command
+        self.ordering = Ordering(core, self.disks, commands, self._reroute)
+        self._execute: Callable[[scsi.Command], None] = commands.execute  # bound once: on the path of every command
 
     # Running ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +143,8 @@ class TargetServer:
                 self._execute(event)
             elif isinstance(event, events.LoginOpened):
                 self._login_opened(connection, event)
+            elif isinstance(event, events.OrderedCommandAdmitted):
+                self.ordering.admitted(event.command)
             elif isinstance(event, events.TaskManagementRequested):
                 self.resets.requested(event)
             elif isinstance(event, events.TaskManagementOverdue):
@@ -154,10 +158,16 @@ class TargetServer:
         """Once a turn of the loop, after completions: who waits for slots has a chance."""
         if self.space.has_waiters:
             self.space.serve()
+        if self.ordering.sets:
+            self.ordering.serve()
 
     def tick(self, now: float) -> None:
         """Once a second."""
         self.members.tick()
+
+    def _reroute(self, execute: Callable[[scsi.Command], None]) -> None:
+        """Commands are executed so, from now on."""
+        self._execute = execute
 
     def _login_opened(self, connection: Connection, event: events.LoginOpened) -> None:
         if event.parameters.is_discovery:

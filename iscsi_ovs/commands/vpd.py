@@ -37,7 +37,7 @@ LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0x00, 0x10, 0x20
 T10_VENDOR, NAA, RELATIVE_TARGET_PORT, TARGET_PORT_GROUP, SCSI_NAME_STRING = 1, 3, 4, 5, 8
 
 # Page 86 (SPC-4 7.8.7)
-SIMPSUP = 0x01
+SIMPSUP, ORDSUP, HEADSUP = 0x01, 0x02, 0x04  # task attributes (targets.ordering)
 V_SUP = 0x01
 LUICLR = 0x01
 
@@ -239,9 +239,9 @@ def _port_name(nexus: scsi.Nexus, group: PortGroup) -> bytes:
 
 
 def _extended_inquiry(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    """SIMPSUP alone: tasks are done in whatever order storage does them. V_SUP: what is not flushed is lost with the
-    power. LUICLR: REPORT LUNS clears its unit attention on every unit (spc.report_luns)."""
-    return ExtendedInquiry(flags_5=SIMPSUP, flags_6=V_SUP, flags_7=LUICLR).pack()
+    """V_SUP: what is not flushed is lost with the power. LUICLR: REPORT LUNS clears its unit attention on every unit
+    (spc.report_luns)."""
+    return ExtendedInquiry(flags_5=SIMPSUP | ORDSUP | HEADSUP, flags_6=V_SUP, flags_7=LUICLR).pack()
 
 
 def _mode_page_policy(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:

@@ -29,6 +29,13 @@ class LoginOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderedCommandAdmitted:
+    """An ORDERED or HEAD OF QUEUE command is in its task set. When its data is there it is told as every command is."""
+
+    command: scsi.Command
+
+
+@dataclass(frozen=True, slots=True)
 class TaskManagementRequested:
     """A function for ``request.lun``, or for the target: call session.management.answer(request, …) when it is done."""
 
@@ -62,5 +69,11 @@ class ConnectionClosed:
 
 
 Event = (
-    scsi.Command | LoginOpened | TaskManagementRequested | TaskManagementOverdue | SessionClosed | ConnectionClosed
+    scsi.Command
+    | LoginOpened
+    | OrderedCommandAdmitted
+    | TaskManagementRequested
+    | TaskManagementOverdue
+    | SessionClosed
+    | ConnectionClosed
 )

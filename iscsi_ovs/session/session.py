@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import PduError
 from iscsi_ovs.login.keys import Parameters
-from iscsi_ovs.session import serial, transfer
+from iscsi_ovs.session import events, serial, transfer
 from iscsi_ovs.session.framing import sink
 from iscsi_ovs.session.management import TaskManagement
 from iscsi_ovs.session.space import Space
@@ -143,6 +143,12 @@ class Session:
         tasks.by_tag[tag] = task
         if task.is_immediate:
             tasks.immediate += 1
+        if flags & pdu.ATTRIBUTE_MASK > pdu.ATTRIBUTE_SIMPLE:
+            task.is_special = True
+            if flags & pdu.ATTRIBUTE_MASK > pdu.ATTRIBUTE_HEAD_OF_QUEUE:
+                # No ACA condition is ever established here, so no command can belong to one; the rest is reserved.
+                self.fail(task, transfer.check_condition(*transfer.INVALID_MESSAGE))
+                return sink(length) if length else ()
         if is_write:
             return transfer.open_write(self, task, header)
         if length:
@@ -163,7 +169,12 @@ class Session:
         window = self.window
         if header.opcode & pdu.IMMEDIATE or header.cmd_sn != window.exp_cmd_sn or self._held:
             self.in_order(header, lambda: self._admit(task))
-        elif task.early_outcome is not None or task.received_bytes < task.data_out_bytes or task.unsolicited_end:
+        elif (
+            task.early_outcome is not None
+            or task.received_bytes < task.data_out_bytes
+            or task.unsolicited_end
+            or task.is_special
+        ):
             window.take()
             self._admit(task)
         else:  # what nearly every command is: in its turn, and nothing more to come for it
@@ -182,10 +193,14 @@ class Session:
             self._bury(task)
         elif task.early_outcome is not None:
             self._end(task, task.early_outcome)
-        elif task.is_write and task.data_out_bytes:
-            transfer.proceed(self, task)
         else:
-            self.ready(task)
+            if task.is_special:
+                assert task.command is not None
+                self.connection.tell(events.OrderedCommandAdmitted(task.command))
+            if task.is_write and task.data_out_bytes:
+                transfer.proceed(self, task)
+            else:
+                self.ready(task)
 
     def ready(self, task: Task) -> None:
         """Everything that a command needs is here: tell the owner."""

@@ -50,6 +50,7 @@ class Task:
     is_immediate = False
     is_read = False
     is_write = False
+    is_special = False  # ORDERED or HEAD OF QUEUE
     state = State.RECEIVING
     command: scsi.Command | None = None
     buffer: block.Buffer | None = None

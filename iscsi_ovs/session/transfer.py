@@ -34,12 +34,18 @@ _ABORTED_COMMAND = 0x0B
 UNEXPECTED_UNSOLICITED_DATA = (0x0C, 0x0C)
 INCORRECT_AMOUNT_OF_DATA = (0x0C, 0x0D)
 INITIATOR_RESPONSE_TIMEOUT = (0x4B, 0x06)
+INVALID_MESSAGE = (0x05, 0x49, 0x00)  # ILLEGAL REQUEST, INVALID MESSAGE ERROR: a task attribute that is not supported
 PROTOCOL_SERVICE_CRC_ERROR = (0x47, 0x05)
 
 
 def aborted(code: tuple[int, int]) -> scsi.Outcome:
-    """CHECK CONDITION, ABORTED COMMAND, with one of the codes above, in fixed format."""
-    sense = bytes((0x70, 0, _ABORTED_COMMAND, 0, 0, 0, 0, 10, 0, 0, 0, 0, *code, 0, 0, 0, 0))
+    """CHECK CONDITION, ABORTED COMMAND, with one of the codes above."""
+    return check_condition(_ABORTED_COMMAND, *code)
+
+
+def check_condition(key: int, asc: int, ascq: int) -> scsi.Outcome:
+    """CHECK CONDITION with sense data in fixed format: what the transport itself has to say of a command."""
+    sense = bytes((0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0))
     return scsi.Outcome(status=scsi.CHECK_CONDITION, sense=sense)
 
 

@@ -134,8 +134,8 @@ def test_logical_block_provisioning(disk: Bench) -> None:
 
 
 def test_extended_inquiry(disk: Bench) -> None:
-    """Simple tasks, a volatile cache, and a REPORT LUNS that clears its unit attention everywhere; nothing more."""
-    assert page(disk, 0x86).hex() == "00010101" + "00" * 56
+    """Tasks of each attribute, a volatile cache, and a REPORT LUNS that clears its unit attention everywhere."""
+    assert page(disk, 0x86).hex() == "00070101" + "00" * 56
 
 
 def test_mode_page_policy(disk: Bench) -> None:

@@ -47,7 +47,8 @@ NO_UNIT = sense(0x05, 0x25, 0x00)  # LOGICAL UNIT NOT SUPPORTED
     ),
     Case("neither, for a READ", lambda peer: command(peer, read_cdb(0, 1), NEITHER, 0), status()),
     Case("W for a READ", lambda peer: command(peer, read_cdb(0, 1), WRITE, 512, bytes(512)), status()),
-    Case("every attribute bit", lambda peer: command(peer, TEST_UNIT_READY, 7, 0), status()),
+    # Section 11.3.1.1: 5 to 7 are reserved.
+    Case("every attribute bit", lambda peer: command(peer, TEST_UNIT_READY, 7, 0), status(scsi.CHECK_CONDITION)),
 )
 def test_directions(case: Case) -> None:
     """What the two bits may say, and that a CDB of the other direction moves nothing it should not."""

@@ -324,7 +324,8 @@ class Machine(RuleBasedStateMachine):
                     peer.move()
                 peer.tick(0.0)
                 peer.move()
-            if not self.in_server and not self.space.has_waiters:
+            is_quiet = not any(peer.connection.has_output or peer.unanswered for peer in self.peers)
+            if is_quiet and not self.in_server and not self.space.has_waiters:
                 break
             while self.in_server:
                 self.finish(self.in_server.pop(0))
