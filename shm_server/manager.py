@@ -77,6 +77,7 @@ class Manager:
         self._max_volume_size = max_volume_size
         self._watcher = watcher
         self._lane = Lane(1)
+        self._records_lane = Lane(1)  # so that a reservation does not wait for a volume's store to be made or removed
         self._locks: dict[str, tuple[Lock, int]] = {}
         self._open: dict[str, _Open] = {}
         self._failed: set[str] = set()
@@ -210,13 +211,13 @@ class Manager:
             return info
 
     # Records --------------------------------------------------------------------------------------------------------
-    # No lock of the volume: one statement of the catalogue decides, and nobody waits for who opens or resizes.
+    # No lock of the volume: one transaction of the catalogue decides, and nobody waits for who opens or resizes.
 
     async def get_record(self, name: str, record: str) -> Versioned:
         """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
         uuid = self._record(name).uuid
         _check_record(record)
-        found: Versioned = await self._on_thread(lambda: self._catalog.get_record(uuid, record))
+        found: Versioned = await self._keep(lambda: self._catalog.get_record(uuid, record))
         return found
 
     async def put_record(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:
@@ -225,7 +226,7 @@ class Manager:
         _check_record(record)
         if len(data) > MAX_RECORD_BYTES:
             raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
-        changed: Versioned = await self._on_thread(lambda: self._catalog.put_record(uuid, record, version, data))
+        changed: Versioned = await self._keep(lambda: self._catalog.put_record(uuid, record, version, data))
         known = self._watcher.record_changed((name, uuid), record, changed, self.holders(name), by)
         if not await self._runtime.wait(known, ACK_LIMIT_S):
             log.warning("volume %s: a holder did not acknowledge its %s within %g s", name, record, ACK_LIMIT_S)
@@ -257,6 +258,9 @@ class Manager:
         return volume.ranges.shut(
             OSError(errno.EBUSY, f"{order.kind} of {volume.name}: no data operations"), order.uuid
         )
+
+    def _keep(self, function: Callable[[], object]) -> Call:
+        return Call(self._runtime, self._records_lane, function)
 
     # Holding --------------------------------------------------------------------------------------------------------
 

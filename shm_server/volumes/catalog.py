@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,11 +74,12 @@ class Versioned(NamedTuple):
 
 
 class Catalog:
-    """One at a time on a pool (the pool is locked). Calls may come from any thread, one at a time."""
+    """One at a time on a pool (the pool is locked). Calls may come from any threads: each waits for the one before."""
 
     def __init__(self, path: Path | None) -> None:
         """``path`` None: in memory, for stores that die with the process."""
         self._path = path
+        self._lock = threading.Lock()  # a transaction each, so nobody waits for more than a commit
         self._database = sqlite3.connect(
             ":memory:" if path is None else str(path), isolation_level=None, check_same_thread=False
         )
@@ -157,11 +159,15 @@ class Catalog:
     def get_record(self, uuid: str, record: str) -> Versioned:
         """Version 0 where it was never put."""
         try:
-            row = self._database.execute(
-                "SELECT version, data FROM records WHERE uuid = ? AND record = ?", (uuid, record)
-            ).fetchone()
+            with self._lock:
+                return self._present(uuid, record)
         except sqlite3.DatabaseError as error:
             raise OSError(errno.EIO, f"catalogue {self._path}: {error}") from None
+
+    def _present(self, uuid: str, record: str) -> Versioned:
+        row = self._database.execute(
+            "SELECT version, data FROM records WHERE uuid = ? AND record = ?", (uuid, record)
+        ).fetchone()
         return Versioned(0, b"") if row is None else Versioned(*row)
 
     def put_record(self, uuid: str, record: str, version: int, data: bytes) -> Versioned:
@@ -170,7 +176,7 @@ class Catalog:
             whole = execute("SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready'", (uuid,))
             if whole.fetchone() is None:
                 raise OSError(errno.ENOENT, f"there is no volume with uuid {uuid}")
-            present = self.get_record(uuid, record).version
+            present = self._present(uuid, record).version
             if present != version:
                 raise OSError(errno.ESTALE, f"record {record} has version {present}, not {version}")
             if not version:
@@ -212,13 +218,14 @@ class Catalog:
     def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         """All of it or, where anything raises, nothing; durable at the end."""
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database.execute
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
+            with self._lock:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._database.execute
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             number = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(number, f"catalogue {self._path}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -123,3 +124,49 @@ def test_a_record_does_not_wait_for_who_opens_or_resizes(
     assert get(other) == (1, b"x")
     holder.send(control.Ack(event.sequence))
     assert other.reply(resize.id).info.size_bytes == 1 << 25
+
+
+def test_a_record_does_not_wait_for_a_store_that_is_slow_to_be_made(
+    in_process: Callable[..., Server], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CONTRACTS 7: long work never stalls short work. While one volume's store is being made (or removed, which takes
+    a file system seconds for terabytes), another one's records are read and replaced."""
+    server = in_process()
+    client = connect(server)
+    client.create()
+    is_made = threading.Event()
+    real = server._stores.create
+
+    def create(name: str, size: int) -> None:
+        assert is_made.wait(30)
+        real(name, size)
+
+    monkeypatch.setattr(server._stores, "create", create)
+    creating = control.Create(client.id(), "slow", 1 << 20)
+    client.send(creating)
+    try:
+        assert put(client, 0, b"x") == 1
+        assert get(client) == (1, b"x")
+        assert not client.replies
+    finally:
+        is_made.set()
+    assert client.reply(creating.id).info.name == "slow"
+
+
+def test_many_records_at_once(server: ServerProcess, connect: Connect) -> None:
+    """Of several clients, while volumes come and go: each version is put once, and the last one is there."""
+    clients = [connect(server) for _ in range(4)]
+    clients[0].create()
+    for round_ in range(10):
+        requests = [(client, control.PutRecord(client.id(), "demo", "modes", round_, b"x")) for client in clients]
+        for client, request in requests:
+            client.send(control.Create(client.id(), f"v{round_}", 4096))
+            client.send(request)
+        outcomes = []
+        for client, request in requests:
+            try:
+                outcomes.append(client.reply(request.id).version)
+            except RefusedError as error:
+                outcomes.append(error.errno)
+        assert sorted(outcomes) == [round_ + 1, *[errno.ESTALE] * 3]
+    assert get(clients[1])[0] == 10
