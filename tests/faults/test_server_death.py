@@ -23,6 +23,7 @@ from tests.faults.targets import (
 
 MIB = 1 << 20
 BUSY = 8
+SANITIZE_IN_PROGRESS = (0x04, 0x1B)
 
 
 @pytest.fixture
@@ -84,6 +85,43 @@ def test_what_is_in_flight_is_busy(bench: Bench, disk: Disk) -> None:
     bench.server.kill()
     assert [disk.wait(tag).status for tag in tags] == [BUSY] * 6
     bench.server.start()
+
+
+def test_what_may_not_be_done_twice_is_aborted(bench: Bench, disk: Disk) -> None:
+    """COMPARE AND WRITE and EXTENDED COPY: nobody knows whether they were done, so ABORTED COMMAND and not BUSY."""
+    naa = disk.command(bytes.fromhex("120183040000"), read=1024).data[8:16]
+    named = bytes.fromhex("e400000001030008") + naa.ljust(20, b"\0") + BLOCK.to_bytes(4, "big")
+    segment = bytes.fromhex("020000180000000000000008") + (0).to_bytes(8, "big") + (64).to_bytes(8, "big")
+    copies = bytes.fromhex("01000020000000000000001c00000000") + named + segment
+    bench.server.signal(signal.SIGSTOP)
+    tags = [
+        disk.initiator.command(bytes.fromhex("89" + "00" * 12 + "010000"), write=bytes(2 * BLOCK)),
+        disk.initiator.command(bytes.fromhex("83" + "00" * 9 + "0000004c0000"), write=copies),
+    ]
+    assert disk.nop_out(b"before").data == b"before"
+    bench.server.kill()
+    assert [disk.wait(tag).sense[2] & 0xF for tag in tags] == [0xB, 0xB]
+    bench.server.start()
+
+
+def test_a_sanitize_operation_goes_on(bench: Bench) -> None:
+    """SBC-3 4.11: after a restart of the server the unit still says that it is being sanitized, until it is."""
+    bench.serve(size=2 << 20, delay=[{"operations": ["flush"], "seconds": 1.5}])
+    target = bench.target()
+    disk = bench.login(target)
+    disk.write(0, b"s" * 4096)
+    sanitize = bytes.fromhex("48810000000000") + (8).to_bytes(2, "big") + b"\0"  # OVERWRITE, IMMED
+    assert disk.command(sanitize, write=bytes.fromhex("01000004 c3c3c3c3")).status == 0
+    assert disk.command(TEST_UNIT_READY).additional_sense == SANITIZE_IN_PROGRESS
+    bench.server.kill()
+    bench.server.start()
+    with bench.context() as context:
+        assert context.stat_volume("demo").sanitize is not None
+    for command, room in ((TEST_UNIT_READY, 0), (read_16(0, 8), 4096)):
+        assert disk.command(command, read=room).additional_sense == SANITIZE_IN_PROGRESS
+    wait_until(lambda: disk.command(TEST_UNIT_READY).status == 0, "it is sanitized")
+    assert disk.read(0, 8) == b"\xc3" * 4096
+    assert disk.read((2 << 20) // BLOCK - 8, 8) == b"\xc3" * 4096
 
 
 def test_login_while_the_server_is_down(bench: Bench, target: ThreadTarget, disk: Disk) -> None:
