@@ -72,8 +72,8 @@ class Reservations:
         if self.is_loaded:
             self.take_over(registrations.decode(data, None))
         else:
-            self.is_loaded = True
             self.take_over(Change(registrations.decode(data, self._unit.power_on).state))
+            self.is_loaded = True
 
     def reserve(self, nexus: Nexus | None) -> None:
         """Reserve for a nexus, as SPC-2 does; None: for nobody any more."""

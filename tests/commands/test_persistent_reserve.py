@@ -588,11 +588,15 @@ def test_a_record_that_is_none(cluster: Cluster) -> None:
         registrations.decode(good.replace(b"\xa6format\x01", b"\xa6format\x02"), None)
 
 
-def test_before_the_record_is_read_there_is_no_answer() -> None:
-    """BUSY: nothing may be said of registrations that are not known."""
-    cluster = Cluster()
+def test_before_the_record_is_read_there_is_no_answer(cluster: Cluster) -> None:
+    """BUSY: nothing may be said of registrations that are not known, nor after a record that could not be read."""
     unit = scsi.LogicalUnit(cluster.disk.unit.command_set, cluster.disk.unit.identity, block.Geometry(1 << 20))
     command = scsi.Command(cluster.nexuses["a1"], 0, cdb("5e 00 0000000000 00ff 00"), 255)
+    assert unit.execute(command) == scsi.Outcome(scsi.BUSY)
+    with pytest.raises(ValueError):
+        unit.load_record("reservations", 1, b"what is this?")
+    assert unit.execute(command) == scsi.Outcome(scsi.BUSY)
+    unit.load_record("reservations", 2, b"")
     result = unit.execute(command)
     assert isinstance(result, scsi.Outcome)
-    assert result.status == scsi.BUSY
+    assert (result.status, result.data) == (scsi.GOOD, bytes(8))
