@@ -108,8 +108,14 @@ def change(ports: TargetPorts, states: Mapping[int, AccessState], status: Status
     if not changed:
         return
     for nexus in ports.nexuses.values():
-        assert nexus.router is not None
         for unit in nexus.router.units.values():
             unit.access_changed()
-            if nexus is not by:
-                unit.attend(nexus, scsi.ASYMMETRIC_ACCESS_STATE_CHANGED)
+    tell(ports, scsi.ASYMMETRIC_ACCESS_STATE_CHANGED, by)
+
+
+def tell(ports: TargetPorts, code: scsi.Code, but: Nexus | None = None) -> None:
+    """A unit attention for every nexus of the target device, on every unit that it sees."""
+    for nexus in ports.nexuses.values():
+        if nexus is not but:
+            for unit in nexus.router.units.values():
+                unit.attend(nexus, code)

@@ -149,7 +149,13 @@ def _save(unit: LogicalUnit, command: Command, modes: Modes, is_saved: bool, tra
         unit.saved_modes = modes
         return _set(unit, command, modes, transfer_bytes)
 
-    return scsi.RecordUpdate(RECORD, json.dumps(asdict(modes)).encode(), finish)
+    return scsi.RecordUpdate(RECORD, _record(unit, modes), finish)
+
+
+def _record(unit: LogicalUnit, modes: Modes) -> bytes:
+    """What initiators have made different: the rest stays the operator's to choose."""
+    defaults = asdict(unit.default_modes)
+    return json.dumps({name: value for name, value in asdict(modes).items() if value != defaults[name]}).encode()
 
 
 def _set(unit: LogicalUnit, command: Command, modes: Modes, transfer_bytes: int) -> Outcome:

@@ -121,6 +121,7 @@ class Nodes:
         """A node's portal groups are others, or have another access state: its initiators hear of that. What they have
         set themselves stays, where the configuration says nothing new."""
         ports, changes = node.ports, []
+        was = ports.can_set, list(ports.groups)
         ports.can_set = node.wanted.may_set_access
         states: dict[int, scsi.AccessState] = {}
         known, ports.groups = ports.groups, {}
@@ -132,6 +133,8 @@ class Nodes:
                 states[group.tag] = group.access
                 changes.append(f"portal group {group.name} of {node.iqn} is {group.access.words} now")
         alua.change(ports, states, scsi.StatusCode.IMPLICIT)
+        if was != (ports.can_set, list(ports.groups)):  # TPGS, MULTIP, VPD page 88
+            alua.tell(ports, scsi.INQUIRY_DATA_HAS_CHANGED)
         return changes
 
     def _change(self, node: Node, target: Target) -> list[str]:

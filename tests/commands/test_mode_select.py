@@ -275,6 +275,14 @@ def test_saved_modes(disk: Bench) -> None:
     assert later.unit.default_modes == scsi.Modes()
 
 
+def test_only_what_is_different_is_kept(disk: Bench) -> None:
+    """The operator may still choose what no initiator has changed."""
+    assert save(disk, SWP).data == b'{"write_protect": true}'
+    later = Bench(personality=scsi.Personality(write_cache=False))
+    later.unit.load_record(mode_select.RECORD, 1, b'{"write_protect": true}')
+    assert later.unit.modes == scsi.Modes(write_protect=True, write_cache=False)
+
+
 def test_save_without_a_list(disk: Bench) -> None:
     """SP with nothing to select keeps what is current."""
     select(disk, D_SENSE)

@@ -225,6 +225,7 @@ def test_a_target_leaves_a_portal_group(house: Reloaded) -> None:
     inner, outer = house.log_in(), house.log_in(at=Address("127.0.0.2", 3261))
     house.reload('["inner", "outer"]', '"inner"')
     assert outer.connection.is_closed
+    assert inner.attentions() == [(0x3F, 0x03)], "INQUIRY tells of one port now"
     assert inner.do(inner.read(0, 1)).status == scsi.GOOD
 
 
@@ -309,7 +310,7 @@ def test_an_access_state_is_another(house: Reloaded) -> None:
 
 
 def test_a_portal_group_more(house: Reloaded) -> None:
-    """It is a target port more, for those who are there already, too."""
+    """It is a target port more, for those who are there already, too: what INQUIRY says has changed."""
     client = house.log_in("other", HOST_B)
     (nexus,) = house.target.nodes.find(PREFIX + "other").ports.nexuses.values()  # type: ignore[union-attr]
     assert list(nexus.ports.groups) == [1]
@@ -317,4 +318,4 @@ def test_a_portal_group_more(house: Reloaded) -> None:
     house.reload(old, '[target.other]\nportal-group = ["outer", "inner"]\nexplicit-alua = true')
     assert list(nexus.ports.groups) == [1, 2]
     assert nexus.ports.can_set
-    assert client.attentions() == []
+    assert client.attentions() == [(0x3F, 0x03)]
