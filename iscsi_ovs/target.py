@@ -27,6 +27,7 @@ from iscsi_ovs.targets.core import (
     Settings,
 )
 from iscsi_ovs.targets.disks import Disks
+from iscsi_ovs.targets.holdings import Holdings
 from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.nodes import Node, Nodes
 from iscsi_ovs.targets.ordering import Ordering
@@ -57,8 +58,9 @@ class TargetServer:
         self.disks = Disks(core)
         commands = Commands(core.space)
         records = Records(core, self.disks, commands)
-        self.members = Members(core, self.disks, records)
-        self.nodes = Nodes(core, self.disks, self.members)
+        holdings = Holdings(core, self.disks, records)
+        self.members = Members(core, self.disks, holdings)
+        self.nodes = Nodes(core, self.disks, self.members, holdings)
         self.resets = Resets(self.disks, self.members, commands)
         self.resets.may_reset_target = self.nodes.may_reset
         self.shutdown = Shutdown(core, self.members, self.stop)

@@ -19,6 +19,7 @@ from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disk, Disks
 
 if TYPE_CHECKING:
+    from iscsi_ovs.targets.holdings import Holdings
     from iscsi_ovs.targets.members import Member, Members
     from iscsi_ovs.targets.nodes import Node
 
@@ -39,10 +40,11 @@ class LunMap:
 class Maps:
     """Changes of LUN maps, under living sessions or without any."""
 
-    def __init__(self, core: Core, disks: Disks, members: Members) -> None:
+    def __init__(self, core: Core, disks: Disks, members: Members, holdings: Holdings) -> None:
         self._core = core
         self._disks = disks
         self._members = members
+        self._holdings = holdings
 
     def fill(self, node: Node, lun_map: LunMap) -> None:
         """Every LUN that is wanted, and whose volume is there."""
@@ -76,7 +78,7 @@ class Maps:
             if holding is None or holding.device is None:
                 is_complete = False
             if holding is None:
-                self._members.gain(member, disk, lun.is_read_only, opened)
+                self._holdings.gain(member, disk, lun.is_read_only, opened)
         if is_complete:
             self._add(node, lun_map, number, disk)
 

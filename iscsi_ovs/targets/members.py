@@ -2,8 +2,8 @@
 
 A login that is through names its initiator port. Whoever had that port before is ended first (RFC 7143 section 6.3.5),
 and whatever the volume server still has of sessions that are over is waited for; then every volume of the node's LUN
-map is opened, and only then is the login let in. A session's end fences its handles and nobody else's; they are closed
-after its last task (CONTRACTS 2 and 5).
+map is opened (targets.holdings), and only then is the login let in. A session's end fences its handles and nobody
+else's; they are closed after its last task (CONTRACTS 2 and 5).
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from iscsi_ovs.net import portal
 from iscsi_ovs.session import events
 from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.session import Session
-from iscsi_ovs.session.tasks import Task
-from iscsi_ovs.shm_client import DeviceHandle
 from iscsi_ovs.targets.core import OUT_OF_RESOURCES, SERVICE_UNAVAILABLE, SESSION_DOES_NOT_EXIST, Core
 from iscsi_ovs.targets.disks import Disk, Disks, Holding
+from iscsi_ovs.targets.holdings import Holdings, all_of, countdown, devices_of
 from iscsi_ovs.targets.maps import LunMap
-from iscsi_ovs.targets.records import Records
 
 if TYPE_CHECKING:
     from iscsi_ovs.targets.nodes import Node
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("iscsi_ovs.target")
 
 ADMISSION_LIMIT_S = 12.0  # Linux gives a login 15 s
-REOPEN_DELAY_S = 1.0
-
-Opened = Callable[[Holding, "OSError | None"], None]
-
 
 @dataclass(slots=True, eq=False)
 class Member:
@@ -71,10 +65,11 @@ class Member:
 class Members:
     """All sessions of a process, discovery sessions too, and the logins under way."""
 
-    def __init__(self, core: Core, disks: Disks, records: Records) -> None:
+    def __init__(self, core: Core, disks: Disks, holdings: Holdings) -> None:
         self._core = core
         self._disks = disks
-        self._records = records
+        self._holdings = holdings
+        holdings.on_leaving = self._leave
         self._by_session: dict[Session, Member] = {}
         self._pending: dict[Connection, Member] = {}  # admissions under way
         self._discovery: set[Session] = set()
@@ -127,7 +122,7 @@ class Members:
             self._replace_connection(connection, event.tsih, nexus, node)
             return
         member = Member(node, node.map_for(nexus.initiator_name), nexus, connection)
-        self._hold(member)
+        self._holdings.hold(member)
         self._pending[connection] = member
         node.members.append(member)
         self._core.clock.call_later(ADMISSION_LIMIT_S, lambda: self._overdue(connection, member))
@@ -149,24 +144,6 @@ class Members:
         found = event.parameters
         tag = found.portal_group_tag
         return scsi.Nexus(found.initiator_name, found.isid, found.target_name or "", tag, tag, ports=ports)
-
-    def _hold(self, member: Member) -> bool:
-        """A holding for every disk of the member's map. False: there was one for each already."""
-        held = {holding.disk.unit for holding in member.holdings}
-        for number, unit in member.router.units.items():
-            if unit not in held:
-                disk = self._disks.of(unit)
-                assert disk is not None, "who is withdrawn leaves the map first"
-                self._add_holding(member, disk, member.map.wanted[number].is_read_only)
-        return len(member.holdings) > len(held)
-
-    def _add_holding(self, member: Member, disk: Disk, is_read_only: bool) -> Holding:
-        holding = Holding(member, disk, is_read_only)
-        member.holdings.append(holding)
-        disk.holdings.append(holding)
-        if is_read_only:
-            member.nexus.write_protected.add(disk.unit)
-        return holding
 
     def _overdue(self, connection: Connection, member: Member) -> None:
         if self._pending.get(connection) is member:
@@ -199,7 +176,7 @@ class Members:
             return
         for holding in list(member.holdings):
             if holding.device is None:
-                self._open(holding, self._opened)
+                self._holdings.open(holding, self._opened)
 
     def _opened(self, holding: Holding, error: OSError | None) -> None:
         member = holding.member
@@ -217,7 +194,7 @@ class Members:
             self._admit(member)
 
     def _admit(self, member: Member) -> None:
-        if self._hold(member):  # the map has grown meanwhile
+        if self._holdings.hold(member):  # the map has grown meanwhile
             self._open_for_login(member)
             return
         connection = member.connection
@@ -228,7 +205,7 @@ class Members:
         for holding in member.holdings:
             holding.is_needed = holding.device is not None
             if not holding.is_needed:  # NOT READY, until it can be had
-                self._try_again(holding, holding.reason)
+                self._holdings.try_again(holding, holding.reason)
         self._by_session[session] = member
         account = session.parameters.account
         proved = "" if account is None else f" as {account!r}"
@@ -251,147 +228,41 @@ class Members:
         if member is not None:
             self._leave(member)
 
-    # Volumes ---------------------------------------------------------------------------------------------------
-
-    def _open(self, holding: Holding, done: Opened) -> None:
-        """Open a volume; what it keeps of its unit is read before anybody is served."""
-        member, disk, core = holding.member, holding.disk, self._core
-
-        def opened(answer: DeviceHandle | OSError) -> None:
-            if isinstance(answer, OSError):
-                self._records.load(disk, lambda _: ended(None, answer))  # its unit may be seen all the same
-            else:
-                self._records.load(disk, lambda error: ended(answer, error))
-
-        def ended(device: DeviceHandle | None, error: OSError | None) -> None:
-            holding.is_opening = False
-            if member.is_leaving:
-                holding.device = device
-                self._leave(member)
-            elif holding in member.retired:
-                holding.device = device
-                self._close_retired(member)
-            elif device is not None and error is None:
-                holding.device = member.nexus.devices[disk.unit] = device
-                done(holding, None)
-            else:
-                assert error is not None
-                if device is not None:
-                    device.close(lambda _: None)
-                done(holding, error)
-
-        holding.is_opening = True
-        sessions = len(disk.holdings)
-        words = f"{core.settings.words}, {sessions} session{'s' if sessions != 1 else ''}"
-        access = "r" if holding.is_read_only else "rw"
-        core.service.open(disk.name, access, core.owner, words, opened)
-        core.follow_control()
+    # The volume server -----------------------------------------------------------------------------------------
 
     def reopen(self) -> None:
         """The volume server is there again: every living session gets its handles back."""
         for member in list(self._by_session.values()):
             if not member.is_leaving:
                 for holding in list(member.holdings):
-                    self._open(holding, self._reopened)
-
-    def _reopened(self, holding: Holding, error: OSError | None) -> None:
-        disk = holding.disk
-        if error is not None:
-            self._try_again(holding, error.strerror or str(error))
-            return
-        assert holding.device is not None
-        holding.is_told = False
-        if disk.info.uuid != holding.device.info.uuid:
-            self._disks.withdraw(disk, "another volume has its name now")
-            return
-        if not holding.is_needed:
-            holding.is_needed = True
-            disk.unit.attend(holding.member.nexus, scsi.MEDIUM_MAY_HAVE_CHANGED)  # NOT READY TO READY CHANGE
-        self._disks.settle(disk)
-
-    def _try_again(self, holding: Holding, reason: str) -> None:
-        """A volume of a living session can't be opened: once a second, and told once."""
-        if not holding.is_told:
-            logger.warning("%s: can't be opened, and is tried again: %s", holding.disk.name, reason)
-        holding.is_told = True
-        generation = self._core.space.generation
-        self._core.clock.call_later(REOPEN_DELAY_S, lambda: self._reopen(holding, generation))
-
-    def _reopen(self, holding: Holding, generation: int) -> None:
-        """Try again, unless the volume server went meanwhile: then the next attachment has seen to it."""
-        space = self._core.space
-        is_wanted = not holding.member.is_leaving and holding in holding.member.holdings
-        if is_wanted and space.pool is not None and space.generation == generation:
-            self._open(holding, self._reopened)
+                    self._holdings.reopen(holding)
 
     def lost(self) -> None:
         """The volume server is gone: so are all handles, and whoever waited for nothing but zombies."""
         for session in self.sessions():
             session.space_lost()
         for member in list(self._by_session.values()):
-            self._forget_devices(member)
+            self._holdings.forget_devices(member)
             if member.is_leaving:
                 self._gone(member)
             else:
-                self._close_retired(member)
+                self._holdings.close_retired(member)
         for connection, member in list(self._pending.items()):
-            self._forget_devices(member)
+            self._holdings.forget_devices(member)
             self._refuse(connection, "the volume server went away")
 
-    def _forget_devices(self, member: Member) -> None:
-        for holding in _all_of(member):
-            holding.device = None
-        member.nexus.devices.clear()
-
-    # What a member's map gains and loses -----------------------------------------------------------------------
-
-    def gain(self, member: Member, disk: Disk, is_read_only: bool, done: Callable[[OSError | None], None]) -> None:
-        """A disk is to come into the map of a session: open it, before the session hears of it."""
-
-        def opened(holding: Holding, error: OSError | None) -> None:
-            if error is not None and holding in member.holdings:
-                self._forget(holding)
-            done(error)
-
-        self._open(self._add_holding(member, disk, is_read_only), opened)
-
     def lose(self, member: Member, disk: Disk) -> None:
-        """A disk has left the map of a session: what is under way on it ends as it would have, then it is closed."""
+        """A disk has left the map of a session, or of a login under way."""
         if self._pending.get(member.connection) is member:
             self._refuse(member.connection, "its LUN map has changed")
-            return
-        for holding in [holding for holding in member.holdings if holding.disk is disk]:
-            member.holdings.remove(holding)
-            member.retired.append(holding)
-            holding.is_needed = False
-            member.nexus.devices.pop(disk.unit, None)
-            member.nexus.write_protected.discard(disk.unit)
-        self._close_retired(member)
-
-    def _close_retired(self, member: Member) -> None:
-        for holding in list(member.retired):
-            device, session = holding.device, member.session
-            if holding.is_opening:
-                continue
-            tasks: Iterable[Task] = () if session is None or device is None else session.tasks
-            if any(task.command is not None and task.command.device is device for task in tasks):
-                continue
-            self._forget(holding)
-            if device is not None:
-                device.close(_no_matter)
-                self._core.follow_control()
-
-    def _forget(self, holding: Holding) -> None:
-        """A member has nothing of the disk any more."""
-        member = holding.member
-        (member.retired if holding in member.retired else member.holdings).remove(holding)
-        holding.disk.holdings.remove(holding)
+        else:
+            self._holdings.retire(member, disk)
 
     def tick(self) -> None:
         """Once a second: are the tasks done that a disk waits for which has left its map?"""
         for member in list(self._by_session.values()):
             if member.retired and not member.is_leaving:
-                self._close_retired(member)
+                self._holdings.close_retired(member)
 
     # Going -----------------------------------------------------------------------------------------------------
 
@@ -422,7 +293,7 @@ class Members:
         if member is None or member.is_leaving:
             return
         logger.info("%s: session of %s ended: %s", member.node.iqn, member.nexus.initiator_name, event.reason)
-        devices = _devices_of(member)
+        devices = devices_of(member)
         if not devices or not len(session.tasks):
             self._leave(member)
             return
@@ -444,14 +315,14 @@ class Members:
             member.session.when_idle(lambda: self._close(member))
 
     def _close(self, member: Member) -> None:
-        if member.is_closing or any(holding.is_opening for holding in _all_of(member)):
+        if member.is_closing or any(holding.is_opening for holding in all_of(member)):
             return  # we come back with the answer: nobody may think that the volume is let go before
         member.is_closing = True
         if member.session is not None:
             member.session.window.close()
             member.router.release(member.nexus)  # its tasks are over: what it has reserved is free for the next
-        devices = _devices_of(member)
-        self._forget_devices(member)
+        devices = devices_of(member)
+        self._holdings.forget_devices(member)
         if not devices:
             self._gone(member)
             return
@@ -464,7 +335,7 @@ class Members:
         if member not in member.node.members:
             return
         member.node.members.remove(member)
-        for holding in _all_of(member):
+        for holding in all_of(member):
             holding.disk.holdings.remove(holding)
         if member.session is not None:
             self._by_session.pop(member.session, None)
@@ -472,31 +343,6 @@ class Members:
         callbacks, member.on_gone = member.on_gone, []
         for callback in callbacks:
             callback()
-
-
-def countdown(count: int, done: Callable[[], None]) -> Callable[[], None]:
-    """Something to call ``count`` times; ``done`` is called at the last."""
-    left = count
-
-    def one() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            done()
-
-    return one
-
-
-def _all_of(member: Member) -> list[Holding]:
-    return [*member.holdings, *member.retired]
-
-
-def _devices_of(member: Member) -> list[DeviceHandle]:
-    return [holding.device for holding in _all_of(member) if holding.device is not None]
-
-
-def _no_matter(error: OSError | None) -> None:
-    """It was closed, or is gone with the volume server."""
 
 
 def _nothing() -> None:

@@ -18,6 +18,7 @@ from iscsi_ovs.config.configuration import Lun, PortalGroup, Target, is_among
 from iscsi_ovs.config.configuration import LunMap as WantedMap
 from iscsi_ovs.targets.core import Core
 from iscsi_ovs.targets.disks import Disk, Disks
+from iscsi_ovs.targets.holdings import Holdings
 from iscsi_ovs.targets.maps import LunMap, Maps
 from iscsi_ovs.targets.members import Member, Members
 
@@ -51,11 +52,11 @@ class Node:
 class Nodes:
     """Every node of this process, by name."""
 
-    def __init__(self, core: Core, disks: Disks, members: Members) -> None:
+    def __init__(self, core: Core, disks: Disks, members: Members, holdings: Holdings) -> None:
         self._core = core
         self._disks = disks
         self._members = members
-        self._maps = Maps(core, disks, members)
+        self._maps = Maps(core, disks, members, holdings)
         self._by_iqn: dict[str, Node] = {}
         self._is_automatic = True  # each volume is a node
         self._groups: Mapping[str, PortalGroup] = {}

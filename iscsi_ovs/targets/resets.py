@@ -17,7 +17,8 @@ from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.tasks import Task
 from iscsi_ovs.targets.commands import Commands
 from iscsi_ovs.targets.disks import Disk, Disks, Holding
-from iscsi_ovs.targets.members import Member, Members, countdown
+from iscsi_ovs.targets.holdings import countdown
+from iscsi_ovs.targets.members import Member, Members
 
 logger = logging.getLogger("iscsi_ovs.target")
 
