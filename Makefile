@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 # The environment is ready when a stamp of *this* pyproject.toml lies in it: the stamp is written last,
 # because a `python3 -m venv` that failed half way leaves a python behind that looks like success.
-.PHONY: env serve test lint bench soak traces packages-test packages-bench clean
+.PHONY: env serve test lint bench bench-long soak traces packages-test packages-bench clean
 .DEFAULT_GOAL := test
 
 env:
@@ -43,6 +43,10 @@ lint: env
 # This target beside Debian's tgtd, in one run (ARGS='--quick' for a first look).
 bench: env packages-bench
 	$(BIN)/python -m benchmarks.bench_iscsi $(ARGS)
+
+# What one session waits while another unmaps, formats or sanitizes 1 TiB.
+bench-long: env
+	$(BIN)/python -m benchmarks.bench_long_work $(ARGS)
 
 soak: env packages-test
 	$(BIN)/pytest -m soak --timeout 3600 $(ARGS)

@@ -255,9 +255,7 @@ class Manager:
 
     def shut(self, volume: Volume, order: Sanitizing) -> Wait[None]:
         """No data operation any more but the sanitizing itself; the result is set when nothing is under way."""
-        return volume.ranges.shut(
-            OSError(errno.EBUSY, f"{order.kind} of {volume.name}: no data operations"), order.uuid
-        )
+        return volume.ranges.shut(OSError(errno.EBUSY, f"{order.kind} of {volume.name}: no data operations"))
 
     def _keep(self, function: Callable[[], object]) -> Call:
         return Call(self._runtime, self._records_lane, function)

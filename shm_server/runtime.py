@@ -25,6 +25,7 @@ Resume = Callable[[Any, BaseException | None], None]
 
 MAX_WORKERS = 64  # threads of the whole server
 MAX_LANE_CALLS = 8  # of these, what one volume may keep busy
+STEP_S = 0.001  # a MiB of somebody's WRITE SAME in memory takes about so long; four of them side by side are too long
 
 
 class Suspension:
@@ -289,9 +290,13 @@ class Runtime:
     # Paused jobs and timers -----------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One step of every paused job."""
-        for _ in range(len(self.ready)):
-            self.ready.popleft()(None, None)
+        """A step of every paused job, in their order; after STEP_S the others wait until the rings had their turn."""
+        ready, clock = self.ready, self.clock
+        deadline = clock() + STEP_S
+        for _ in range(len(ready)):
+            ready.popleft()(None, None)
+            if clock() > deadline:
+                return
 
     def after(self, delay_s: float, action: Callable[[], None]) -> Timer:
         """Call ``action`` once, ``delay_s`` seconds from now."""

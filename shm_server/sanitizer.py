@@ -111,7 +111,7 @@ class Sanitizer:
 
         order = manager.sanitizing[name]
         await manager.shut(handle.volume, order)  # until what was under way is over
-        await sanitizing.work(handle.volume, order, order.uuid, checkpoint)
+        await sanitizing.work(handle.volume, order, checkpoint)
         await manager.scrub(handle.volume)
         await manager.keep_sanitizing(name, None)
 

@@ -96,14 +96,13 @@ class Ranges:
         self._plain: dict[RangeClaim, None] = {}  # both in order of arrival
         self._guarding: dict[RangeClaim, None] = {}  # that plain operations could disturb
         self._shut_by: OSError | None = None
-        self._shut_owner: object = None
         self._emptied: Wait[None] | None = None
 
     def claim(self, kind: Claim, offset: int, length: int, owner: object = None) -> RangeClaim:
         """Stand in line for the range; claims of one ``owner`` are not in each other's way."""
         claim = RangeClaim(self, kind, offset, offset + length, owner)
-        if self._shut_by is not None and (owner is None or owner != self._shut_owner):
-            claim.error = self._shut_by
+        claim.error = self._shut_by
+        if claim.error is not None:
             return claim
         if kind in _PLAIN:
             self._follow(claim, self._guarding)
@@ -114,6 +113,11 @@ class Ranges:
             self._guarding[claim] = None
             self._look_to_guard()
         return claim
+
+    def no_claim(self) -> RangeClaim:
+        """For a step of an operation that has a claim on all of its range, or the volume to itself: a second claim of
+        its own would stand in line behind those who wait for the first."""
+        return RangeClaim(self, Claim.READ, 0, 0, None)
 
     def _follow(self, claim: RangeClaim, others: Iterable[RangeClaim]) -> None:
         beside = _BESIDE[claim.kind]
@@ -143,9 +147,9 @@ class Ranges:
             emptied, self._emptied = self._emptied, None
             emptied.set()
 
-    def shut(self, error: OSError, owner: object = None) -> Wait[None]:
-        """Refuse everybody but ``owner`` from now on; the result is set when those that were there have gone."""
-        self._shut_by, self._shut_owner = error, owner
+    def shut(self, error: OSError) -> Wait[None]:
+        """Refuse everybody from now on; the result is set when those that were there have gone."""
+        self._shut_by = error
         self._look_to_guard()
         emptied: Wait[None] = Wait()
         for claim in (*self._plain, *self._guarding):
@@ -160,7 +164,7 @@ class Ranges:
 
     def open(self) -> None:
         """Everybody may come again."""
-        self._shut_by = self._shut_owner = None
+        self._shut_by = None
         self._look_to_guard()
 
     def _look_to_guard(self) -> None:

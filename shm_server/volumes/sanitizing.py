@@ -66,21 +66,23 @@ class Sanitizing:
 Checkpoint = Callable[[int], Awaitable[None]]
 
 
-async def work(volume: Volume, order: Sanitizing, owner: object, checkpoint: Checkpoint) -> None:
-    """Do all that is left; ``checkpoint(done_bytes)`` is awaited when so much is done and synced. ``owner`` has the
-    volume to itself (Ranges.shut). Raises OSError."""
+async def work(volume: Volume, order: Sanitizing, checkpoint: Checkpoint) -> None:
+    """Do all that is left; ``checkpoint(done_bytes)`` is awaited when so much is done and synced. Raises OSError.
+
+    Everybody else is shut out of the volume (Ranges.shut).
+    """
     size, done = order.size_bytes, order.done_bytes
     while done < order.total_bytes:
         number, offset = divmod(done, size)
         if order.kind == BLOCK_ERASE:
             length = min(ERASE_STEP_BYTES, size - offset)
-            await volume.in_steps(volume.store.punch, offset, length, _never, owner=owner)
+            await volume.in_steps(volume.store.punch, offset, length, _never, is_claimed=True)
         else:
             pattern = order.patterns[number]
             # A whole number of patterns, so that each pass is one unbroken run of them.
             length = min(CHECKPOINT_BYTES - CHECKPOINT_BYTES % len(pattern), size - offset)
             block = memoryview(pattern * (WRITE_STEP_BYTES // len(pattern)))
-            await volume.fill_steps(block, offset, length, _never, owner=owner)
+            await volume.fill_steps(block, offset, length, _never, is_claimed=True)
         await volume.flush()
         done += length
         await checkpoint(done)

@@ -19,7 +19,7 @@ from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
 from shm_server.stores.base import INLINE_BYTES, Store, StoreFailedError, Views, views_after, views_until
 from shm_server.stores.descriptor import DIRTY_BUDGET_BYTES
 from shm_server.volumes.extents import Extents
-from shm_server.volumes.ranges import Claim, Ranges
+from shm_server.volumes.ranges import Claim, RangeClaim, Ranges
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Volume:
             self.check_write(offset, length)
             # In memory zeros are written: no file system there can zero a range and keep it allocated.
             if self.store.inline_bytes or not await self.in_steps(self.store.zero, offset, length, is_cancelled):
-                await self.fill_steps(_ZEROS, offset, length, is_cancelled, owner=None)
+                await self.fill_steps(_ZEROS, offset, length, is_cancelled)
         if is_durable:
             await self.flush()
         return length
@@ -187,10 +187,9 @@ class Volume:
         if length:
             step = min(length, WRITE_STEP_BYTES // len(pattern) * len(pattern))
             block = memoryview(pattern * (step // len(pattern)))
-            owner = object()
-            with self.ranges.claim(Claim.EXCLUSIVE, offset, length, owner) as claim:
+            with self.ranges.claim(Claim.EXCLUSIVE, offset, length) as claim:
                 await claim
-                await self.fill_steps(block, offset, length, is_cancelled, owner=owner)
+                await self.fill_steps(block, offset, length, is_cancelled, is_claimed=True)
         if is_durable:
             await self.flush()
         return length
@@ -204,11 +203,11 @@ class Volume:
         length: int,
         is_cancelled: IsCancelled,
         *,
-        owner: object = None,
+        is_claimed: bool = False,
     ) -> bool:
         """``act(offset, length)`` on a thread, step by step. False: it can't (which the first step says).
 
-        ``owner`` has the volume to itself, or is None: each step has a claim of its own.
+        ``is_claimed``: the caller has the range to itself; else each step has a claim of its own.
 
         A step's length follows the time that the last one took: the file system locks the file for the whole of it,
         and a write on the loop's thread waits for that lock. A TiB of hole goes in a moment, a GiB of data does not.
@@ -217,7 +216,7 @@ class Volume:
         with self._extents.giving_back():
             while offset < end:
                 step = min(step, end - offset)
-                with self.ranges.claim(Claim.WRITE, offset, step, owner) as claim:
+                with self._step_claim(offset, step, is_claimed) as claim:
                     await claim
                     check_cancelled(is_cancelled)
                     call = Call(self.runtime, self._lane, partial(_timed, self.runtime.clock, act, offset, step))
@@ -232,13 +231,13 @@ class Volume:
         return True
 
     async def fill_steps(
-        self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled, *, owner: object
+        self, block: memoryview, offset: int, length: int, is_cancelled: IsCancelled, *, is_claimed: bool = False
     ) -> None:
-        """Write ``block`` over and over. ``owner`` has a claim on all of it, or is None: each step makes its own."""
+        """Write ``block`` over and over; ``is_claimed`` as in_steps()."""
         at, end = offset, offset + length
         while at < end:
             piece = block[: end - at]
-            with self.ranges.claim(Claim.WRITE, at, len(piece), owner) as claim:
+            with self._step_claim(at, len(piece), is_claimed) as claim:
                 await claim
                 check_cancelled(is_cancelled)
                 await self.fill(piece, at)
@@ -246,6 +245,9 @@ class Volume:
             if at < end:
                 await self.runtime.pause
         await self.end_write(is_durable=False)
+
+    def _step_claim(self, offset: int, length: int, is_claimed: bool) -> RangeClaim:
+        return self.ranges.no_claim() if is_claimed else self.ranges.claim(Claim.WRITE, offset, length)
 
     async def fill(self, piece: memoryview, offset: int) -> None:
         """Write ordinary memory, at most a step of it; the caller has a claim and has checked the range."""

@@ -17,6 +17,7 @@ from shm_server.runtime import Job, Runtime
 from shm_server.stores import DelayRule
 from shm_server.volumes import compound
 from shm_server.volumes.compound import MiscompareError
+from shm_server.volumes.copying import copy
 from shm_server.volumes.ranges import Claim
 from shm_server.volumes.volume import Volume
 from tests.shm_server.test_volume import make, never
@@ -208,6 +209,42 @@ def test_write_same_is_one(runtime: Runtime, tmp_path: Path) -> None:
         runtime.step()
     assert ended == ["same", "read"]
     assert seen == b"x" * (4 * MIB)
+    volume.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_crowd_on_one_range_ends(run: Run, runtime: Runtime, tmp_path: Path, kind: str) -> None:
+    """Long and short operations of every kind on ranges that overlap: each waits for those before it, and nobody for
+    somebody who waits for him."""
+    volume = make(runtime, tmp_path, kind, 4 * MIB)
+    ended: list[object] = []
+    started = 0
+    payload = Bytes(bytes(2 * MIB))
+    for number in range(4):
+        at = number * 512 * 1024
+        for call in (
+            volume.write_same(b"x" * 512, at, 2 * MIB, never, is_durable=True),
+            volume.write_zeroes(at, 2 * MIB, never, is_durable=False, may_unmap=False),
+            volume.discard(at, 2 * MIB, never),
+            volume.write([memoryview(bytes(MIB))], at, MIB, is_durable=False),
+            volume.read([memoryview(bytearray(MIB))], at, MIB),
+            compound.compare(volume, Bytes(b""), at, 2 * MIB, never),
+            compound.or_write(volume, payload, at, 2 * MIB, never, is_durable=False),
+            compound.compare(volume, payload, at, 2 * MIB, never),
+            compound.compare_and_write(volume, payload, at, MIB, is_durable=True),
+            compound.write_atomic(volume, Bytes(bytes(4096)), at, 4096, never),
+            copy(volume, 0, volume, at, 2 * MIB, never),
+        ):
+            started += 1
+            Job(call, lambda _value, error: ended.append(error)).start()
+
+    async def wait() -> None:
+        while len(ended) < started:
+            await runtime.pause
+
+    run(wait())
+    assert all(error is None or isinstance(error, MiscompareError) for error in ended)
+    assert not volume.ranges.is_guarded
     volume.close()
 
 

@@ -37,8 +37,8 @@ def do_work(run: Callable[..., Any], volume: Volume, order: Sanitizing) -> list[
     async def checkpoint(done_bytes: int) -> None:
         done.append(done_bytes)
 
-    volume.ranges.shut(OSError(errno.EBUSY, "sanitizing"), order.uuid)
-    run(sanitizing.work(volume, order, order.uuid, checkpoint))
+    volume.ranges.shut(OSError(errno.EBUSY, "sanitizing"))
+    run(sanitizing.work(volume, order, checkpoint))
     volume.ranges.open()
     return done
 
