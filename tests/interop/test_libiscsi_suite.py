@@ -19,6 +19,7 @@ FAMILIES = (
     "ExtendedCopy",
     "Inquiry",
     "iSCSIResiduals",
+    "iSCSITMF",
     "iSCSIcmdsn",
     "iSCSIdatasn",
     "Mandatory",
