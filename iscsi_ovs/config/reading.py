@@ -128,10 +128,17 @@ def _table(value: Any, kind: Any, place: Place) -> Any:
     if not isinstance(value, dict):
         raise place.error("a table is expected")
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    found: dict[str, str] = {}
     for key in value:
-        if key not in fields:
+        name = key.replace("_", "-")  # secret_file, as some write it
+        if name not in fields:
             raise place.unknown("key", key, fields)
-    for key, field in fields.items():
-        if field.required and key not in value:
-            raise place.error(f"the key {key!r} is missing")
-    return kind(**{fields[key].name: _value(item, fields[key].type, place / key) for key, item in value.items()})
+        if name in found:
+            raise place.error(f"the key {name!r} stands there twice")
+        found[name] = key
+    for name, field in fields.items():
+        if field.required and name not in found:
+            raise place.error(f"the key {name!r} is missing")
+    return kind(
+        **{fields[name].name: _value(value[key], fields[name].type, place / key) for name, key in found.items()}
+    )

@@ -39,6 +39,14 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, words: str) 
     assert words in str(refused.value)
 
 
+def test_underscores_are_hyphens(tmp_path: Path) -> None:
+    """In keys, not in names; both ways of writing one key are one too many."""
+    key, spelled = "discovery-auth-group", "discovery_auth_group"
+    assert reading.read(write(tmp_path, changed(key, spelled))) == reading.read(write(tmp_path, WHOLE))
+    with pytest.raises(ConfigurationError, match=rf"portal-group.outer: the key '{key}' stands there twice"):
+        reading.read(write(tmp_path, changed(key, f"{spelled} = 'lab'\n{key}")))
+
+
 def test_a_section_that_is_no_table(tmp_path: Path) -> None:
     path = write(tmp_path, "session = 3\n" + LEAST)
     with pytest.raises(ConfigurationError, match="session: a table is expected"):
