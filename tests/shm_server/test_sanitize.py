@@ -259,9 +259,10 @@ def test_what_was_under_way_is_over_before_it_begins(start_server: Start, connec
     assert client.read(4 * MIB, 512) == b"\xa5" * 512
 
 
-def test_it_goes_on_after_kill_9(start_server: Start, connect: Connect, tmp_path: Path) -> None:
-    """The server dies in the middle of a three-pass overwrite; its successor refuses data, and ends it."""
-    server = start_server(shm_server=slow(0.15))
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_it_goes_on_after_a_restart(start_server: Start, connect: Connect, is_killed: bool) -> None:
+    """The server is killed or stopped amid a three-pass overwrite; its successor refuses data, and ends it."""
+    server = start_server(shm_server=slow(0.08))
     client = connect(server)
     client.create("demo", 128 * MIB)
     client.attach()
@@ -271,7 +272,10 @@ def test_it_goes_on_after_kill_9(start_server: Start, connect: Connect, tmp_path
     while not (progress := stat(client).sanitize):
         assert progress is not None
         time.sleep(0.01)
-    server.kill()
+    if is_killed:
+        server.kill()
+    else:
+        assert server.stop() == 0
     server.start()
     client = connect(server)
     info = stat(client)
