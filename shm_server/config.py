@@ -76,6 +76,7 @@ class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     allowed_uids: list[int] = []
     delay: list[Delay] = []
     spin_us: int | None = None  # None: the server's own default
+    sanitize_bytes_per_s: int | str | None = None  # of one overwrite; None: as fast as it goes
 
 
 class VPool(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,6 +142,11 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
             for rule in own.delay
         ),
         spin_s=Settings.spin_s if own.spin_us is None else own.spin_us / 1e6,
+        sanitize_bytes_per_s=(
+            None
+            if own.sanitize_bytes_per_s is None
+            else _size(own.sanitize_bytes_per_s, path, "shm_server.sanitize_bytes_per_s")
+        ),
     )
 
 

@@ -27,11 +27,18 @@ TELL_S = 0.5  # progress is told no more often
 
 
 class Sanitizer:
-    def __init__(self, runtime: Runtime, manager: Manager, changed: Callable[[VolumeInfo, list[Handle]], None]) -> None:
-        """``changed`` is told of each beginning, end, and of progress now and then."""
+    def __init__(
+        self,
+        runtime: Runtime,
+        manager: Manager,
+        changed: Callable[[VolumeInfo, list[Handle]], None],
+        bytes_per_s: int | None = None,
+    ) -> None:
+        """``changed`` is told of each beginning, end, and of progress now and then. ``bytes_per_s`` None: no pace."""
         self._runtime = runtime
         self._manager = manager
         self._changed = changed
+        self._bytes_per_s = bytes_per_s
         self._running: set[str] = set()  # names
         for name, order in manager.sanitizing.items():
             if not order.failure:
@@ -111,7 +118,7 @@ class Sanitizer:
 
         order = manager.sanitizing[name]
         await manager.shut(handle.volume, order)  # until what was under way is over
-        await sanitizing.work(handle.volume, order, checkpoint)
+        await sanitizing.work(handle.volume, order, checkpoint, self._bytes_per_s)
         await manager.scrub(handle.volume)
         await manager.keep_sanitizing(name, None)
 

@@ -55,6 +55,7 @@ class Settings:
     allowed_uids: tuple[int, ...] = ()
     delays: Sequence[DelayRule] = ()
     spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
+    sanitize_bytes_per_s: int | None = None  # the pace of an overwrite; None: as fast as it goes
 
 
 class Server:
@@ -111,7 +112,9 @@ class Server:
             self._runtime, self._stores, self._catalog, settings.max_volume_size, watcher=self._requests
         )
         self._requests.manager = self._manager
-        self._requests.sanitizer = Sanitizer(self._runtime, self._manager, self._requests.volume_changed)
+        self._requests.sanitizer = Sanitizer(
+            self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
+        )
         self._dispatcher = Dispatcher(self._runtime)
         self._epoll = select.epoll()
         self._watch(self._listener.fileno(), self._accept)

@@ -25,8 +25,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 # Every byte is written twice, synced twice, and copied once more than in a plain write, while the range is closed to
-# others: so no more than what data bases call a page (4 to 64 KiB), and a few of them.
-MAX_ATOMIC_WRITE_BYTES = 256 << 10
+# others: so no more than one step of any long work, which is 256 blocks where they have 4096 bytes.
+MAX_ATOMIC_WRITE_BYTES = 1 << 20
 
 _MAGIC = b"OVSREDO1"
 _DATA_OFFSET = 4096  # the header has a page of its own

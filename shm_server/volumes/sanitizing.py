@@ -13,6 +13,7 @@ import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from shm_server.runtime import Wait
 from shm_server.volumes.volume import MAX_PATTERN_BYTES, WRITE_STEP_BYTES, Volume
 
 OVERWRITE = "overwrite"
@@ -66,12 +67,13 @@ class Sanitizing:
 Checkpoint = Callable[[int], Awaitable[None]]
 
 
-async def work(volume: Volume, order: Sanitizing, checkpoint: Checkpoint) -> None:
+async def work(volume: Volume, order: Sanitizing, checkpoint: Checkpoint, bytes_per_s: int | None = None) -> None:
     """Do all that is left; ``checkpoint(done_bytes)`` is awaited when so much is done and synced. Raises OSError.
 
-    Everybody else is shut out of the volume (Ranges.shut).
+    Everybody else is shut out of the volume (Ranges.shut). An overwrite takes no more than ``bytes_per_s`` of the disk.
     """
     size, done = order.size_bytes, order.done_bytes
+    most = CHECKPOINT_BYTES if bytes_per_s is None else min(CHECKPOINT_BYTES, max(bytes_per_s, MAX_PATTERN_BYTES))
     while done < order.total_bytes:
         number, offset = divmod(done, size)
         if order.kind == BLOCK_ERASE:
@@ -80,12 +82,14 @@ async def work(volume: Volume, order: Sanitizing, checkpoint: Checkpoint) -> Non
         else:
             pattern = order.patterns[number]
             # A whole number of patterns, so that each pass is one unbroken run of them.
-            length = min(CHECKPOINT_BYTES - CHECKPOINT_BYTES % len(pattern), size - offset)
+            length = min(most - most % len(pattern), size - offset)
             block = memoryview(pattern * (WRITE_STEP_BYTES // len(pattern)))
             await volume.fill_steps(block, offset, length, _never, is_claimed=True)
         await volume.flush()
         done += length
         await checkpoint(done)
+        if bytes_per_s is not None and order.kind == OVERWRITE:
+            await volume.runtime.wait(Wait[None](), length / bytes_per_s)
         await volume.runtime.pause
 
 

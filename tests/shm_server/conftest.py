@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -155,8 +156,7 @@ def run(runtime: Runtime) -> Callable[..., Any]:
         results: list[tuple[Any, BaseException | None]] = []
         Job(coroutine, lambda value, error: results.append((value, error))).start()
         while not results:
-            if not runtime.ready and not runtime.finished:
-                os.set_blocking(runtime.wake_fd, True)
+            if select.select([runtime.wake_fd], [], [], runtime.timeout_s())[0]:
                 os.eventfd_read(runtime.wake_fd)
             runtime.fire_timers()
             runtime.collect()

@@ -53,6 +53,8 @@ def test_every_key_reaches_the_settings() -> None:
     assert settings.allowed_uids == (7,)
     assert settings.spin_s == config.Settings.spin_s
     assert parse(shm_server={"spin_us": 20}).spin_s == 20e-6
+    assert parse(shm_server={"sanitize_bytes_per_s": "3MiB"}).sanitize_bytes_per_s == 3 << 20
+    assert parse().sanitize_bytes_per_s is None
     assert settings.delays == (DelayRule("a", ("flush",), 0, 0, 0.5, 5, 2),)
 
 

@@ -49,6 +49,23 @@ def content(run: Callable[..., Any], volume: Volume) -> bytes:
     return bytes(whole)
 
 
+def test_a_pace(run: Callable[..., Any], runtime: Runtime, tmp_path: Path) -> None:
+    """An overwrite takes no more of the disk than it may; each second's share is synced, and counts as progress."""
+    volume = make(runtime, tmp_path, "memory", SIZE)
+    order = Sanitizing("u", sanitizing.OVERWRITE, SIZE, (b"abc",))
+    done: list[float] = []
+
+    async def checkpoint(done_bytes: int) -> None:
+        done.append(runtime.clock())
+
+    volume.ranges.shut(OSError(errno.EBUSY, "sanitizing"), order.uuid)
+    run(sanitizing.work(volume, order, checkpoint, bytes_per_s=8 * MIB))
+    assert len(done) == 3  # two shares of 8 MiB but what does not fit whole patterns, and the rest
+    assert done[1] - done[0] >= 0.9
+    volume.ranges.open()
+    assert content(run, volume) == (b"abc" * SIZE)[:SIZE]
+
+
 @pytest.mark.parametrize("kind", ["memory", "file"])
 @pytest.mark.parametrize(
     "patterns",
