@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 # The environment is ready when a stamp of *this* pyproject.toml lies in it: the stamp is written last,
 # because a `python3 -m venv` that failed half way leaves a python behind that looks like success.
-.PHONY: env serve test lint bench bench-long soak traces packages-test packages-bench clean
+.PHONY: env serve test lint bench bench-long conformance soak traces packages-test packages-bench clean
 .DEFAULT_GOAL := test
 
 env:
@@ -47,6 +47,11 @@ bench: env packages-bench
 # What one session waits while another unmaps, formats or sanitizes 1 TiB.
 bench-long: env
 	$(BIN)/python -m benchmarks.bench_long_work $(ARGS)
+
+# libiscsi's whole suite against LUNs of every personality and against tgtd, the matrix of requirements, and
+# docs/CONFORMANCE.md out of it all. Fails where anything is not as promised (ARGS=--pin takes it as it is now).
+conformance: env packages-test packages-bench
+	$(BIN)/python -m conformance $(ARGS)
 
 soak: env packages-test
 	$(BIN)/pytest -m soak --timeout 3600 $(ARGS)

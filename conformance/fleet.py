@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conformance.runs import Lun
 from tests.interop import processes
-from tests.interop.serving import IQN_PREFIX, Serve, iscsi_ovs
+from tests.interop.serving import IQN_PREFIX, Serve, iscsi_ovs, vpool
 from tests.interop.tgtd import free_port
 
 
@@ -81,7 +81,10 @@ def serve(directory: Path) -> Iterator[list[Lun]]:
     path = directory / "config.toml"
     path.write_text(configuration(ports))
     path.chmod(0o600)
-    with Serve(directory / "fleet", volumes) as serving:
+    pool = vpool(directory / "pool")
+    # The suite sends a SANITIZE, looks after 3 s, resets everything, logs in again, and wants it to go on still.
+    pool["shm_server"] = {"sanitize_bytes_per_s": "3MiB"}
+    with Serve(directory / "fleet", volumes, vpool=pool) as serving:
         log = directory / "target.log"
         with target(serving, path, log) as process:
             urls = [f"iscsi://127.0.0.1:{port}/{IQN_PREFIX}" for port in ports]
@@ -117,6 +120,8 @@ def target(serving: Serve, path: Path, log: Path) -> Iterator[subprocess.Popen[s
     finally:
         processes.kill_all([process.pid] if process.poll() is None else [])
         process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def tail(log: Path) -> str:

@@ -40,12 +40,15 @@ def is_port_open(host: str, port: int) -> bool:
 class Tgtd:
     """One tgtd with a target for each file; `url(name)` is LUN 1 of it (LUN 0 is tgtd's controller)."""
 
-    def __init__(self, portal: str, files: Mapping[str, Path], *, prefix: Sequence[str] = ()) -> None:
+    def __init__(
+        self, portal: str, files: Mapping[str, Path], *, prefix: Sequence[str] = (), thin: bool = False
+    ) -> None:
         self.tgtd = require_tool("tgtd", "tgt")
         self.tgtadm = require_tool("tgtadm", "tgt")
         self.portal = portal
         self.files = dict(files)
         self.prefix = list(prefix)
+        self.thin = thin
         self.control = str(1 + (os.getpid() + next(_instances) * 4096) % 30000)
         self.command = [*self.prefix, self.tgtd, "-f", "--iscsi", f"portal={portal}", "-C", self.control]
         self._process: subprocess.Popen[bytes] | None = None
@@ -94,6 +97,9 @@ class Tgtd:
             target = ("--tid", str(number))
             self._admin("--op", "new", "--mode", "target", *target, "-T", self.iqn(name))
             self._admin("--op", "new", "--mode", "logicalunit", *target, "--lun", "1", "-b", str(path))
+            if self.thin:
+                params = ("--params", "thin_provisioning=1")
+                self._admin("--op", "update", "--mode", "logicalunit", *target, "--lun", "1", *params)
             self._admin("--op", "bind", "--mode", "target", *target, "-I", "ALL")
         return self
 

@@ -58,7 +58,7 @@ def test_a_pace(run: Callable[..., Any], runtime: Runtime, tmp_path: Path) -> No
     async def checkpoint(done_bytes: int) -> None:
         done.append(runtime.clock())
 
-    volume.ranges.shut(OSError(errno.EBUSY, "sanitizing"), order.uuid)
+    volume.ranges.shut(OSError(errno.EBUSY, "sanitizing"))
     run(sanitizing.work(volume, order, checkpoint, bytes_per_s=8 * MIB))
     assert len(done) == 3  # two shares of 8 MiB but what does not fit whole patterns, and the rest
     assert done[1] - done[0] >= 0.9
