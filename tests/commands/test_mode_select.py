@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iscsi_ovs import block, scsi
 from iscsi_ovs.block import Operation
@@ -330,3 +332,38 @@ def test_every_page_has_its_length() -> None:
         assert row.header_bytes + length == len(row.page)
         assert (row.page[0] & 0x3F, row.page[1] if row.page[0] & 0x40 else 0) == (row.code, row.subpage)
         assert not any(row.page[bit.byte] & bit.mask for bit in row.changeable)
+
+
+PIECES = st.sampled_from(
+    [bytes.fromhex(text) for text in (CACHING, CONTROL, EXTENSION, WCE_OFF, SWP, D_SENSE, "010a" + "00" * 10, "02", "")]
+)
+
+
+@given(
+    pages=st.lists(PIECES, max_size=4),
+    descriptor=st.sampled_from([b"", bytes.fromhex(SHORT), bytes.fromhex(LONG)]),
+    damage=st.lists(st.tuples(st.integers(0, 80), st.integers(1, 255)), max_size=2),
+    cut=st.integers(0, 8),
+    is_long=st.booleans(),
+)
+def test_any_list(
+    pages: list[bytes], descriptor: bytes, damage: list[tuple[int, int]], cut: int, is_long: bool
+) -> None:
+    """Nearly right lists: taken whole, or refused with a reason and nothing changed; what is taken is what is told."""
+    disk = Bench(size_bytes=1 << 16)
+    other = disk.login()
+    size = len(descriptor)
+    head = bytes((0, 0, 0, 0, size == 16, 0, 0, size)) if is_long else bytes((0, 0, 0, size))
+    raw = bytearray(head + descriptor + b"".join(pages))
+    for at, mask in damage:
+        if at < len(raw):
+            raw[at] ^= mask
+    data = bytes(raw[: len(raw) - cut] if cut < len(raw) else raw)
+    length = f"{len(data):04x}" if is_long else f"{len(data):02x}"
+    outcome = disk.execute(f"55 10 0000000000 {length} 00" if is_long else f"15 10 0000 {length} 00", data_out=data)
+    if outcome.status != scsi.GOOD:
+        assert outcome.sense[2] & 0xF == 0x5
+        assert tuple(outcome.sense[12:14]) in ((0x26, 0x00), (0x1A, 0x00))
+        assert disk.unit.modes == disk.unit.default_modes
+    changed = disk.unit.modes != disk.unit.default_modes
+    assert other.attentions[disk.unit] == ([scsi.MODE_PARAMETERS_CHANGED] if changed else [])
