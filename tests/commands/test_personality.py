@@ -192,62 +192,7 @@ def test_sanitize_keeps_from_the_medium(disk: Bench) -> None:
     assert disk.execute("00") == scsi.Outcome()
 
 
-# Write cache ----------------------------------------------------------------------------------------------------
-
-
-def wce(disk: Bench) -> bool:
-    return bool(disk.execute("1a 08 08 00 ff 00").data[6] & 0x04)
-
-
-@pytest.mark.parametrize(
-    ("text", "data_out"),
-    [
-        ("0a 000000 01 00", b"a" * 512),
-        (WRITE, b"a" * 512),
-        ("aa 00 00000000 00000001 00 00", b"a" * 512),
-        ("8a 00 0000000000000000 00000001 00 00", b"a" * 512),
-        ("2a 00 00000000 00 0002 00", b"a" * 512),  # residual overflow: one block comes
-        ("93 00 0000000000000000 00000001 00 00", b"a" * 512),
-        ("93 00 0000000000000000 00000001 00 00", bytes(512)),
-        ("93 08 0000000000000000 00000001 00 00", bytes(512)),
-        ("42 00 00000000 00 0028 00", UNMAP_LIST),
-    ],
-)
-def test_without_write_cache_every_write_is_durable(text: str, data_out: bytes) -> None:
-    """WCE 0 is no word only: after GOOD a power cut takes nothing."""
-    disk = of(write_cache=False)
-    assert not wce(disk)
-    disk.device.data[:] = disk.device.flushed[:] = b"b" * disk.size_bytes
-    with_cache = Bench()
-    with_cache.device.data[:] = b"b" * disk.size_bytes
-    outcome = disk.execute(text, data_out=data_out)
-    assert outcome == with_cache.execute(text, data_out=data_out), "the answer is the same"
-    assert outcome.status == scsi.GOOD
-    assert disk.device.data == with_cache.device.data != b"b" * disk.size_bytes
-    assert disk.device.flushed == disk.device.data
-    assert with_cache.device.flushed == bytes(disk.size_bytes)
-
-
-def test_a_flush_behind_an_unmap_may_fail() -> None:
-    """Then the command has failed."""
-    disk = of(write_cache=False)
-    disk.device.fail_next(block.Error.WRITE_FAULT, Operation.FLUSH)
-    assert code(disk.execute("42 00 00000000 00 0028 00", data_out=UNMAP_LIST)) == (0x3, 0x0C, 0x00)
-    disk.device.fail_next(block.Error.NO_SPACE, Operation.DISCARD)
-    disk.device.log.clear()
-    assert code(disk.execute("42 00 00000000 00 0028 00", data_out=UNMAP_LIST)) == (0x7, 0x27, 0x07)
-    assert [request.operation for request in disk.device.log] == [Operation.DISCARD], "nothing to make durable"
-
-
-def test_the_write_cache_is_switched(disk: Bench) -> None:
-    """From one command to the next; the plain path is bare again with the cache on."""
-    for is_on in (False, True, False):
-        disk.unit.set_modes(scsi.Modes(write_cache=is_on))
-        assert wce(disk) is is_on
-        request = disk.start(WRITE, data_out=b"c" * 512)
-        assert isinstance(request, block.Request)
-        assert request.fua is not is_on
-        assert request.finish == disk.unit.finish_write
+# Identity ---------------------------------------------------------------------------------------------------------
 
 
 def test_identity_is_of_the_volume_unless_chosen(disk: Bench) -> None:
