@@ -16,7 +16,7 @@ from iscsi_ovs.login.text import TextLimits
 from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.testing.initiator import encode
 from tests.corpus.scene import OTHER_NAME, Peer, Scene, scene
-from tests.targets.house import IQN
+from tests.targets.house import IQN, OTHER_PORT
 
 SECURITY, OPERATIONAL, RESERVED, FULL = 0, 1, 2, 3
 
@@ -104,6 +104,15 @@ def test_the_tsih_of_a_session_with_another_isid() -> None:
         request = login(flags(OPERATIONAL, FULL), identity(InitiatorName=OTHER_NAME), tsih=tsih)
         it.send(request)
         it.refused(0x02, 0x0A)
+
+
+def test_a_second_connection_for_a_session() -> None:
+    """MaxConnections is 1: name, ISID and TSIH of a living session with another CID: "too many connections", 0206."""
+    with scene() as it:
+        it.peer.is_wild = True
+        fields = {"tsih": it.good.initiator.tsih, "isid": OTHER_PORT, "cid": 9}
+        it.send(login(flags(OPERATIONAL, FULL), identity(InitiatorName=OTHER_NAME), **fields))
+        it.refused(0x02, 0x06)
 
 
 SECOND: dict[str, Callable[[], bytes]] = {
