@@ -1,170 +1,205 @@
-"""Corpus 9, parameter lists: PERSISTENT RESERVE OUT, MODE SELECT, EXTENDED COPY, SANITIZE, with lengths that lie.
+"""Corpus 9, parameter lists: lengths that lie, descriptors that overrun, a copy that names somebody else's unit.
 
-SPC-4 4.3.6 and the sections of the commands: a list that is cut is 05/1A/00, a field of it that can't be 05/26/00, a
-copy target that this session does not see 0A/0D/02 (others copied from it: CVE-2020-28374, CVE-2021-3139).
+Each is refused before anything is done: after every case the other peer's data are what they were, and so are the bad
+one's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import vpd
+from iscsi_ovs.target import Settings
 from tests.corpus.scene import Scene
-from tests.corpus.test_cdbs import ask, give, it  # noqa: F401  its disk of its own
-from tests.targets.house import uuid_of
+from tests.corpus.test_cdbs import ask, give
+from tests.targets.house import BLOCK
 
-LENGTH_ERROR = (0x05, 0x1A, 0x00)
-INVALID_LIST = (0x05, 0x26, 0x00)
-INVALID_CDB = (0x05, 0x24, 0x00)
+VICTIM = Settings().iqn("victim")
+Code = tuple[int, int, int]
 
-
-def reserve_out(action: int, data: bytes, said: int | None = None) -> tuple[bytes, bytes]:
-    length = len(data) if said is None else said
-    return bytes((0x5F, action, 0, 0, 0)) + length.to_bytes(4, "big") + bytes(7), data
-
-
-def key_list(flags: int = 0, rest: bytes = b"") -> bytes:
-    """The key 1 to be registered."""
-    return bytes(8) + (1).to_bytes(8, "big") + bytes(4) + bytes((flags, 0, 0, 0)) + rest
+PARAMETER_LIST_LENGTH: Code = (0x5, 0x1A, 0x00)
+INVALID_IN_LIST: Code = (0x5, 0x26, 0x00)
+INVALID_IN_CDB: Code = (0x5, 0x24, 0x00)
+NOT_REACHABLE: Code = (0xA, 0x0D, 0x02)
 
 
-def transport_ids(said: int, ids: bytes) -> bytes:
-    return key_list(0x08, said.to_bytes(4, "big") + ids)
+@pytest.fixture
+def it() -> Iterator[Scene]:
+    """The bad peer has a disk of its own; the good one's is another unit of the same process."""
+    made = Scene()
+    made.serve("victim")
+    peer = made.peer
+    peer.login(VICTIM)
+    made.house.run()
+    assert peer.is_logged_in
+    made.bad.attentions()
+    peer.is_wild = True
+    made.says()
+    yield made
+    made.others_go_on()
+    made.end()
 
 
-NAME = b"iqn.2016-01.com.openvstorage.testing:x\0"
-NAME += bytes(-len(NAME) % 4)
+def images(it: Scene) -> dict[str, bytes]:
+    return {uuid: bytes(data) for uuid, data in it.house.service.bytes_of.items()}
 
 
-def transport_id(length: int, name: bytes = NAME) -> bytes:
-    return bytes((0x05, 0)) + length.to_bytes(2, "big") + name
+def refused(it: Scene, cdb: bytes, data: bytes, *codes: Code) -> None:
+    before = images(it)
+    status, code, _ = give(it, cdb, data)
+    assert status == scsi.CHECK_CONDITION
+    assert code in codes
+    assert images(it) == before
+    it.lives()
 
 
-RESERVE_OUT = {
-    **{f"{length} bytes": (reserve_out(0, key_list()[:length]), LENGTH_ERROR) for length in (1, 8, 16, 23)},
-    "25 bytes": (reserve_out(0, key_list() + b"\0"), LENGTH_ERROR),
-    "512 bytes": (reserve_out(0, key_list() + bytes(488)), LENGTH_ERROR),
-    "none": (reserve_out(0, b""), LENGTH_ERROR),
-    "4 GiB, said": (reserve_out(0, key_list(), 0xFFFFFFFF), LENGTH_ERROR),
-    "TransportIDs of 4 GiB": (reserve_out(0, transport_ids(0xFFFFFFFF, transport_id(len(NAME)))), LENGTH_ERROR),
-    "fewer TransportIDs than said": (reserve_out(0, transport_ids(200, transport_id(len(NAME)))), LENGTH_ERROR),
-    "more TransportIDs than said": (reserve_out(0, transport_ids(0, transport_id(len(NAME)))), LENGTH_ERROR),
-    "a TransportID of 64 KiB": (
-        reserve_out(0, transport_ids(4 + len(NAME), transport_id(0xFFFF))),
-        INVALID_LIST,
-    ),
-    "a TransportID of length 0": (reserve_out(0, transport_ids(4 + len(NAME), transport_id(0))), INVALID_LIST),
-    "a TransportID of another transport": (
-        reserve_out(0, transport_ids(24, b"\x06" + bytes(23))),
-        INVALID_LIST,
-    ),
-    "a service action that is none": (reserve_out(0x1F, key_list()), INVALID_CDB),
-}
+# PERSISTENT RESERVE OUT -----------------------------------------------------------------------------------------
+
+KEYS = (0).to_bytes(8, "big") + (0xABC).to_bytes(8, "big")
+SPEC_I_PT = 0x08
 
 
-@pytest.mark.parametrize("name", RESERVE_OUT)
-def test_persistent_reserve_out(it: Scene, name: str) -> None:  # noqa: F811
-    """Nothing is registered by a list that is not right."""
-    (cdb, data), wanted = RESERVE_OUT[name]
-    assert give(it, cdb, data)[1] == wanted
-    status, _, keys = ask(it, bytes((0x5E, 0, 0, 0, 0, 0, 0, 0, 255)) + bytes(7))
-    assert status == scsi.GOOD
-    assert keys[4:8] == bytes(4)
+def reserve_out(action: int, length: int) -> bytes:
+    return bytes((0x5F, action, 0, 0, 0)) + length.to_bytes(4, "big") + b"\0"
 
 
-def select(data: bytes, said: int | None = None) -> tuple[bytes, bytes]:
-    return bytes((0x15, 0x10, 0, 0, len(data) if said is None else said, 0)) + bytes(10), data
+@pytest.mark.parametrize("length", [0, 1, 16, 23, 25, 28, 64])
+def test_persistent_reserve_out_lengths(it: Scene, length: int) -> None:
+    """SPC-4 6.16.2: 24 bytes, unless SPEC_I_PT says that more follow."""
+    data = (KEYS + bytes(48))[:length]
+    refused(it, reserve_out(0x00, length), data, PARAMETER_LIST_LENGTH)
 
 
-CONTROL = bytes((0x0A, 0x0A)) + bytes(10)
-MODE_SELECT = {
-    **{f"{length} bytes, no header": (select(bytes(length)), LENGTH_ERROR) for length in (1, 2, 3)},
-    "a page cut short": (select(bytes(4) + CONTROL[:5]), LENGTH_ERROR),
-    "a page longer than it is": (select(bytes(4) + b"\x0a\xff" + bytes(10)), INVALID_LIST),
-    "a page shorter than it is": (select(bytes(4) + b"\x0a\x02" + bytes(2)), INVALID_LIST),
-    "a page that is none": (select(bytes(4) + b"\x3e\x0a" + bytes(10)), INVALID_LIST),
-    "a block descriptor that is not there": (select(bytes((0, 0, 0, 8))), LENGTH_ERROR),
-    "255 bytes of block descriptors": (select(bytes((0, 0, 0, 255)) + bytes(200)), None),
-    "more than came": (select(bytes(4) + CONTROL, 255), LENGTH_ERROR),
-}
+@pytest.mark.parametrize(
+    "transport_ids",
+    [
+        "", "00000000", "ffffffff", "00000004 05000000", "00000018 05000000", "00000018 0500ffff" + "00" * 20,
+        "00000018 45000014" + "00" * 20, "00000018 85000014" + "41" * 20, "00000018 05000014" + "ff" * 20,
+        "00000001 05",
+    ],
+)  # fmt: skip
+def test_transport_ids_that_lie(it: Scene, transport_ids: str) -> None:
+    """SPEC_I_PT with lengths beyond the list, formats that there are not, names that are none: nobody is registered."""
+    data = KEYS + bytes(4) + bytes((SPEC_I_PT, 0, 0, 0)) + bytes.fromhex(transport_ids)
+    refused(it, reserve_out(0x00, len(data)), data, PARAMETER_LIST_LENGTH, INVALID_IN_LIST)
+    status, _, keys = ask(it, bytes.fromhex("5e000000000000ffff00"))
+    assert (status, keys[4:8]) == (scsi.GOOD, bytes(4))
 
 
-@pytest.mark.parametrize("name", MODE_SELECT)
-def test_mode_select(it: Scene, name: str) -> None:  # noqa: F811
-    """A list is taken whole or not at all."""
-    (cdb, data), wanted = MODE_SELECT[name]
-    code = give(it, cdb, data)[1]
-    assert code == wanted if wanted else code in {LENGTH_ERROR, INVALID_LIST}
-    assert ask(it, bytes((0x1A, 8, 0x0A, 0, 255, 0)) + bytes(10))[0] == scsi.GOOD
+# MODE SELECT ----------------------------------------------------------------------------------------------------
 
 
-def naa_target(designator: bytes) -> bytes:
-    """An identification descriptor CSCD descriptor (E4h)."""
-    return bytes((0xE4, 0, 0, 0, 1, 3, 0, len(designator))) + designator.ljust(20, b"\0") + bytes((0, 0, 2, 0))
+@pytest.mark.parametrize(
+    ("cdb", "data", "code"),
+    [
+        ("151000000100", "00", PARAMETER_LIST_LENGTH),
+        ("151000000300", "000000", PARAMETER_LIST_LENGTH),
+        ("151000000800", "000000080000000000000000", PARAMETER_LIST_LENGTH),  # the block descriptor is cut
+        ("151000001000", "00000000" + "0a0a" + "00" * 10, PARAMETER_LIST_LENGTH),  # fewer bytes than the CDB says
+        ("151000000600", "00000000" + "0a0a", PARAMETER_LIST_LENGTH),  # the page is cut
+        ("151000001000", "00000000" + "0aff" + "00" * 10, INVALID_IN_LIST),  # the page says another length
+        ("151000001000", "00000000" + "3e0a" + "00" * 10, INVALID_IN_LIST),  # no such page
+        ("55100000000000000400", "00000000", PARAMETER_LIST_LENGTH),
+    ],
+)  # fmt: skip
+def test_mode_select_lists(it: Scene, cdb: str, data: str, code: Code) -> None:
+    """Shorter than the header, than a descriptor, than a page; pages that lie."""
+    refused(it, bytes.fromhex(cdb), bytes.fromhex(data), code, *((INVALID_IN_LIST,) if code != INVALID_IN_LIST else ()))
 
 
-def extended_copy(targets: bytes, segments: bytes = b"", *, targets_said: int | None = None, inline: int = 0) -> bytes:
-    said = len(targets) if targets_said is None else targets_said
-    head = bytes((1, 0)) + said.to_bytes(2, "big") + bytes(4) + len(segments).to_bytes(4, "big")
-    return head + inline.to_bytes(4, "big") + targets + segments
+# EXTENDED COPY --------------------------------------------------------------------------------------------------
 
 
-def copied(it: Scene, data: bytes, said: int | None = None) -> tuple[int, int, int] | None:  # noqa: F811
-    length = len(data) if said is None else said
-    return give(it, bytes((0x83, 0)) + bytes(8) + length.to_bytes(4, "big") + bytes(2), data)[1]
+def unit_of(it: Scene, name: str) -> scsi.LogicalUnit:
+    disk = it.house.target.disks.named(name)
+    assert disk is not None
+    return disk.unit
 
 
-SEGMENT = bytes((0x02, 0, 0, 0x18, 0, 0, 0, 1, 0, 0, 0, 1)) + bytes(16)
+def target(designator: bytes, kind: int = 0xE4) -> bytes:
+    return bytes((kind, 0, 0, 0, 1, 3, 0, len(designator))) + designator.ljust(20, b"\0") + BLOCK.to_bytes(4, "big")
 
 
-def identity(it: Scene) -> bytes:  # noqa: F811
-    """The NAA designator of the bad peer's own disk."""
-    page = ask(it, bytes((0x12, 1, 0x83, 0, 255, 0)) + bytes(10))[2]
-    at = page.index(b"\x01\x03\0")
-    return page[at + 4 : at + 4 + page[at + 3]]
+SEGMENT = bytes.fromhex("02000018 0000 0001 0000 0008 0000000000000000 0000000000000040")
 
 
-def test_a_copy_never_leaves_the_map(it: Scene) -> None:  # noqa: F811
-    """The other target's disk has a designator, too; to this session it is not reachable, read or write."""
-    page = it.good.do(it.good.initiator.command(bytes((0x12, 1, 0x83, 0, 255, 0)), read=255)).data
-    at = bytes(page).index(b"\x01\x03\0")
-    foreign, own = bytes(page[at + 4 : at + 4 + page[at + 3]]), identity(it)
-    assert foreign != own
-    for pair in (naa_target(foreign) + naa_target(own), naa_target(own) + naa_target(foreign)):
-        code = copied(it, extended_copy(pair, SEGMENT))
-        assert code is not None
-        assert (code[0], code[1:]) == (0x0A, (0x0D, 0x02))
-    assert uuid_of("victim")  # both are disks of the same server
+def copy_list(first: bytes, second: bytes, **lies: int) -> bytes:
+    """``lies``: what the header says instead of the true lengths."""
+    return (
+        b"\1\0" + lies.get("targets", len(first)).to_bytes(2, "big") + bytes(4)
+        + lies.get("segments", len(second)).to_bytes(4, "big") + lies.get("inline", 0).to_bytes(4, "big")
+        + first + second
+    )  # fmt: skip
 
 
-def test_extended_copy_lists_that_lie(it: Scene) -> None:  # noqa: F811
-    """Cut, longer than they are, with target lengths that are no multiple of 32, with 64 KiB of inline data."""
-    own = naa_target(identity(it))
-    whole = extended_copy(own, SEGMENT)
-    assert copied(it, whole[:15]) == LENGTH_ERROR
-    assert copied(it, whole, 0xFFFFFF) == LENGTH_ERROR
-    assert copied(it, extended_copy(own, targets_said=0xFFE0)) == LENGTH_ERROR
-    for wrong in (extended_copy(own, targets_said=31), extended_copy(own, inline=70000)):
-        code = copied(it, wrong)
-        assert code is not None
-        assert code[:2] in ((0x05, 0x26), (0x05, 0x1A))
+def copy_cdb(length: int) -> bytes:
+    return b"\x83" + bytes(9) + length.to_bytes(4, "big") + b"\0\0"
 
 
-SANITIZES = {
-    "no list": (b"", INVALID_CDB),
-    "a header alone": (bytes((1, 0, 0, 0)), None),
-    "a pattern shorter than said": (bytes((1, 0, 2, 0)) + bytes(100), None),
-    "a pattern of no bytes": (bytes((1, 0, 0, 0)) + bytes(4), None),
-    "a pattern longer than a block": (bytes((1, 0, 4, 0)) + bytes(1024), None),
-    "no passes": (bytes((0, 0, 0, 4)) + bytes(4), None),
-}
+@pytest.mark.parametrize("way", ["from", "to"])
+def test_a_copy_of_a_foreign_unit(it: Scene, way: str) -> None:
+    """CVE-2020-28374, CVE-2021-3139: a right designator of a unit that is in no map of this initiator's."""
+    own, foreign = target(vpd.naa(unit_of(it, "victim"))), target(vpd.naa(unit_of(it, "demo")))
+    data = copy_list(foreign + own if way == "from" else own + foreign, SEGMENT)
+    refused(it, copy_cdb(len(data)), data, NOT_REACHABLE)
 
 
-@pytest.mark.parametrize("name", SANITIZES)
-def test_sanitize_overwrite(it: Scene, name: str) -> None:  # noqa: F811
-    """A wrong list begins nothing: the volume server is not asked, and the medium is there."""
-    data, wanted = SANITIZES[name]
-    code = give(it, bytes((0x48, 0x81)) + bytes(5) + len(data).to_bytes(2, "big") + bytes(7), data)[1]
-    assert code == wanted if wanted else code in {LENGTH_ERROR, INVALID_LIST, INVALID_CDB}
+def test_copy_lists_that_lie(it: Scene) -> None:
+    """Lists longer than what came, inline data of 4 GiB, descriptors of kinds and lengths that there are not."""
+    own = target(vpd.naa(unit_of(it, "victim"))) * 2
+    for lies in (
+        {"targets": 0xFFFF}, {"segments": 0xFFFFFFFF}, {"targets": 65, "segments": 28}, {"segments": 29},
+        {"targets": 0xFFE0, "segments": 0xFFFFFFE4},
+    ):  # fmt: skip
+        data = copy_list(own, SEGMENT, **lies)
+        refused(it, copy_cdb(len(data)), data, PARAMETER_LIST_LENGTH)
+    data = copy_list(own, SEGMENT, inline=0xFFFFFFFF)
+    refused(it, copy_cdb(len(data)), data, (0x5, 0x26, 0x0B))
+    data = copy_list(own, SEGMENT)
+    for length in (1, 15, len(data) + 1, 0xFFFFFFFF):
+        refused(it, copy_cdb(length), data, PARAMETER_LIST_LENGTH)
+    for segment, code in (
+        (SEGMENT[:2] + b"\xff\xff" + SEGMENT[4:], INVALID_IN_LIST),
+        (SEGMENT[:2] + b"\0\0" + SEGMENT[4:], INVALID_IN_LIST),
+        (b"\xbe\0\0\0", (0x5, 0x26, 0x09)),
+        (SEGMENT[:4] + b"\xff\xff" + SEGMENT[6:], (0xA, 0x08, 0x04)),
+        (SEGMENT[:12] + b"\xff" * 16, (0xA, 0x00, 0x00)),
+    ):
+        data = copy_list(own, segment)
+        refused(it, copy_cdb(len(data)), data, code)
+    data = copy_list(target(b"\x30" * 8, kind=0xE0), SEGMENT)
+    refused(it, copy_cdb(len(data)), data, (0x5, 0x26, 0x07))
+    data = copy_list(own[:7] + b"\xff" + own[8:], SEGMENT)
+    refused(it, copy_cdb(len(data)), data, INVALID_IN_LIST)
+
+
+# SANITIZE and FORMAT UNIT ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "data", "code"),
+    [
+        (0, b"", INVALID_IN_CDB),
+        (4, bytes.fromhex("01000000"), INVALID_IN_CDB),
+        (BLOCK + 5, bytes(BLOCK + 5), INVALID_IN_CDB),
+        (0xFFFF, bytes(8), INVALID_IN_CDB),
+        (8, bytes.fromhex("010000"), PARAMETER_LIST_LENGTH),
+        (8, bytes.fromhex("01000005") + bytes(4), PARAMETER_LIST_LENGTH),
+        (8, bytes.fromhex("0100ffff") + bytes(4), INVALID_IN_LIST),
+        (8, bytes.fromhex("01000000") + bytes(4), INVALID_IN_LIST),
+        (8, bytes.fromhex("00000004") + bytes(4), INVALID_IN_LIST),
+    ],
+)
+def test_sanitize_lists(it: Scene, length: int, data: bytes, code: Code) -> None:
+    """Nothing is asked of the volume server, let alone wiped."""
+    refused(it, bytes((0x48, 0x01)) + bytes(5) + length.to_bytes(2, "big") + b"\0", data, code)
     assert it.house.service.sanitizes == []
-    assert ask(it, bytes((0x28,)) + bytes(7) + b"\x01" + bytes(7))[0] == scsi.GOOD
+
+
+@pytest.mark.parametrize("header", ["", "0000", "000000ff", "0000ffff", "07000000", "00ff0000"])
+def test_format_lists(it: Scene, header: str) -> None:
+    """Defects and options that there are not, and lists that are cut."""
+    refused(it, bytes.fromhex("041000000000"), bytes.fromhex(header), PARAMETER_LIST_LENGTH, INVALID_IN_LIST)
