@@ -155,3 +155,23 @@ def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path
         passed(result, guest, serve)
         assert int(result.values["files"]) == 20
         assert serve.stop() == 0
+
+
+def test_target_stopped_and_started_while_linux_writes(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
+    """`serve` is asked to end and started again, twice: Linux is asked to log out, comes back, and loses nothing."""
+    with serve_in(network, short_dir, "64M") as serve:
+        guest = Guest(network, tmp_path)
+        guest.start(WRITES)
+        try:
+            guest.wait_for("guest: round ", 60.0, times=3)
+            for _ in range(2):
+                assert serve.stop() == 0
+                serve.start()
+                guest.wait_for_another("guest: round ", 60.0)
+            guest.tell("enough")
+            result = guest.finish(60.0)
+        finally:
+            guest.kill()
+        passed(result, guest, serve)
+        assert int(result.values["files"]) >= 5  # a round before, between and after, and all of them as written
+        assert serve.stop() == 0
