@@ -17,6 +17,7 @@ from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Outc
 
 _BLOCKS_OF_ZERO_6 = 256  # READ (6): "A TRANSFER LENGTH field set to zero specifies that 256 logical blocks"
 _LENGTH_FIELD = {0: 4, 1: 7, 4: 10, 5: 6}  # where TRANSFER LENGTH begins, by the opcode's group
+_READ_SPECIAL = cdb.PROTECT | cdb.FUA  # one look for what most READs don't have
 _READ = Operation.READ
 _WRITE = Operation.WRITE
 
@@ -65,13 +66,9 @@ def write_16(unit: LogicalUnit, command: Command) -> Execution:
 
 
 def _read(unit: LogicalUnit, command: Command, flags: int, lba: int, blocks: int) -> Execution:
-    """FUA asks for what is on the medium rather than in a volatile cache: the volume server has one copy of a block,
-    that every read sees, so there is nothing to pass by. But a FUA read also says that what it returns is durable
-    (SBC-3 4.15); the server may still hold an acknowledged write unflushed, so an initiator that needs durability
-    flushes, as all known ones do. DPO is advice about a cache that we do not have.
-    """
-    if flags & cdb.PROTECT:
-        raise invalid_field(1, 7)
+    """DPO is advice about a cache that we do not have."""
+    if flags & _READ_SPECIAL:
+        return _read_special(unit, command, flags, lba, blocks)
     if lba + blocks > unit.capacity_blocks:
         raise CheckCondition(sense.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
     if blocks > unit.max_transfer_blocks:
@@ -85,6 +82,21 @@ def _read(unit: LogicalUnit, command: Command, flags: int, lba: int, blocks: int
     if wanted == 0 or needed == 0:
         return Outcome(transfer_bytes=wanted)
     return Request(_READ, lba * unit.block_bytes, needed, finish=partial(_finish_cut_read, unit, wanted))
+
+
+def _read_special(unit: LogicalUnit, command: Command, flags: int, lba: int, blocks: int) -> Execution:
+    """FUA: there is one copy of a block that every read sees, so there is no cache to pass by. But it also asks that
+    what a volatile cache has of these blocks is on the medium before they are read from there (SBC-3 4.15): flush."""
+    if flags & cdb.PROTECT:
+        raise invalid_field(1, 7)
+    read = _read(unit, command, 0, lba, blocks)
+    if not isinstance(read, Request) or not unit.modes.write_cache:
+        return read
+
+    def flushed(completion: block.Completion) -> Execution:
+        return read if completion.error is None else unit.failed(completion)
+
+    return Request(Operation.FLUSH, finish=flushed)
 
 
 def _finish_cut_read(unit: LogicalUnit, wanted: int, completion: block.Completion) -> Outcome:

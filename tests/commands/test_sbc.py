@@ -118,9 +118,23 @@ def test_force_unit_access_is_real(disk: Bench, opcode: int, shape) -> None:
 
 @pytest.mark.parametrize(("opcode", "shape"), LONG_READS)
 def test_read_with_dpo_and_fua(disk: Bench, opcode: int, shape) -> None:
-    """DPOFUA is 1, so both are accepted."""
-    for flags in (0x10, 0x08, 0x18, 0x02):
-        assert disk.execute(shape(opcode, 0, 1, flags)).status == scsi.GOOD
+    """DPOFUA is 1, so both are accepted; what a FUA read returns is durable."""
+    data = pattern(1)
+    for flags, is_durable in ((0x10, False), (0x02, False), (0x08, True), (0x18, True)):
+        disk.execute(ten(0x2A, 0, 1), data_out=data)
+        disk.device.flushed[:BLOCK] = bytes(BLOCK)
+        outcome = disk.execute(shape(opcode, 0, 1, flags), data_in=BLOCK)
+        assert (outcome.status, disk.payload) == (scsi.GOOD, data)
+        assert (disk.device.flushed[:BLOCK] == data) is is_durable
+    disk.device.fail_next(block.Error.WRITE_FAULT, block.Operation.FLUSH)
+    assert code(disk.execute(shape(opcode, 0, 1, 0x08), data_in=BLOCK)) == (0x3, 0x0C, 0x00)
+
+
+def test_a_fua_read_without_a_write_cache() -> None:
+    """Everything is durable there already."""
+    disk = Bench(personality=scsi.Personality(write_cache=False))
+    assert disk.execute(ten(0x28, 0, 1, 0x08)).status == scsi.GOOD
+    assert [request.operation for request in disk.device.log] == [block.Operation.READ]
 
 
 def test_offsets_are_of_logical_blocks() -> None:
