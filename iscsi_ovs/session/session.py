@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import PduError
 from iscsi_ovs.login.keys import Parameters
-from iscsi_ovs.session import events, serial, transfer
+from iscsi_ovs.session import events, overdue, serial, transfer
 from iscsi_ovs.session.framing import sink
 from iscsi_ovs.session.management import TaskManagement
 from iscsi_ovs.session.space import Space
@@ -102,19 +102,12 @@ class Session:
         if not is_next and not opcode & pdu.IMMEDIATE and not self.accepts(header):
             # Section 4.2.2.1: "The target MUST silently ignore any non-immediate command outside of this range".
             return sink(length)
+        self._check_command(header)
         flags: int = header.flags
         tag: int = header.initiator_task_tag
-        if tag == pdu.RESERVED_TAG:
-            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "SCSI Command with the reserved Initiator Task Tag")
         tasks = self.tasks
-        if tag in tasks.by_tag:
-            raise PduError(pdu.REJECT_TASK_IN_PROGRESS, f"Initiator Task Tag {tag:#x} is in use")
         is_read = flags & pdu.READ
         is_write = flags & pdu.WRITE
-        if is_read and is_write:
-            raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "bidirectional SCSI commands are not supported")
-        if not is_read and not is_write and header.expected_data_transfer_length:
-            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "Expected Data Transfer Length without R or W")
         task = Task(tag, header.lun, header.expected_data_transfer_length)
         if opcode & pdu.IMMEDIATE:
             if tasks.immediate >= IMMEDIATE_LIMIT:
@@ -154,6 +147,19 @@ class Session:
         if length:
             self.fail(task, transfer.aborted(transfer.UNEXPECTED_UNSOLICITED_DATA))
         return sink(length) if length else ()
+
+    def _check_command(self, header: pdu.ScsiCommand) -> None:
+        """What a SCSI Command must not be. Raises PduError."""
+        tag: int = header.initiator_task_tag
+        if tag == pdu.RESERVED_TAG:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "SCSI Command with the reserved Initiator Task Tag")
+        if tag in self.tasks.by_tag:
+            raise PduError(pdu.REJECT_TASK_IN_PROGRESS, f"Initiator Task Tag {tag:#x} is in use")
+        direction = header.flags & (pdu.READ | pdu.WRITE)
+        if direction == pdu.READ | pdu.WRITE:
+            raise PduError(pdu.REJECT_COMMAND_NOT_SUPPORTED, "bidirectional SCSI commands are not supported")
+        if not direction and header.expected_data_transfer_length:
+            raise PduError(pdu.REJECT_INVALID_PDU_FIELD, "Expected Data Transfer Length without R or W")
 
     def finish_command(self, header: pdu.ScsiCommand) -> None:
         """The command and its immediate data are here."""
@@ -265,7 +271,7 @@ class Session:
     def tick(self, now: float) -> str | None:
         """Once a second: whoever has waited too long. Returns why the connection is to be given up, or None."""
         self.management.tick(now)
-        return transfer.give_up_overdue(self, now)
+        return overdue.give_up(self, now)
 
     def held_slots(self) -> int:
         """See space.Holder: buffers of tasks beyond their grants, and answers that are not sent yet."""

@@ -250,31 +250,6 @@ def _send_r2ts(session: Session, task: Task) -> None:
         task.r2t_sn += 1
 
 
-def give_up_overdue(session: Session, now: float) -> str | None:
-    """R2Ts have a deadline: who leaves them unanswered holds slots that others wait for (CONTRACTS 3).
-
-    It is the session's silence that counts, because a slow line may serve one R2T after the other; but none waits ten
-    times as long. Returns why the connection is to be given up: where the silence is in the middle of a data segment.
-    """
-    connection = session.connection
-    limit_s = connection.timing.transfer_s
-    waiting = [task for task in session.tasks if task.transfers and not task.is_aborted]
-    for task in waiting:
-        is_filled_now = connection.is_filling(task) and connection.heard_at > task.seen_at
-        if task.received_bytes != task.seen_bytes or is_filled_now:
-            task.seen_bytes = task.received_bytes
-            task.seen_at = session.data_seen_at = now
-    overdue_s = limit_s if session.data_seen_at + limit_s < now else 10 * limit_s
-    overdue = [task for task in waiting if task.seen_at + overdue_s < now]
-    if any(connection.is_filling(task) for task in overdue):
-        return f"no data in {overdue_s:.0f} s, in the middle of a data segment"
-    for task in overdue:
-        session.fail(task, aborted(INITIATOR_RESPONSE_TIMEOUT))
-    if overdue:
-        session.log(f"no data for {len(overdue)} tasks in {overdue_s:.0f} s: they are aborted")
-    return None
-
-
 def residual(expected: int, transfer: int) -> tuple[int, int]:
     """Flags and Residual Count (section 11.4.5): what SCSI wanted to move against what the initiator expected."""
     if transfer > expected:
