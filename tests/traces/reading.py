@@ -55,10 +55,10 @@ def path_of(name: str) -> Path:
 def load(name: str) -> Recorded:
     trace = pcapng.read(path_of(name))
     facts = dict(pair.split("=", 1) for pair in trace.comment.splitlines()[-1].split())
-    return Recorded(name, facts, [list(_cut(connection)) for connection in trace.connections])
+    return Recorded(name, facts, [list(cut(connection)) for connection in trace.connections])
 
 
-def _cut(connection: pcapng.Connection) -> Iterator[RecordedPdu]:
+def cut(connection: pcapng.Connection) -> Iterator[RecordedPdu]:
     """The PDUs of both directions; what is left over at the end would be a PDU that nobody finished."""
     pending = {True: bytearray(), False: bytearray()}
     for from_initiator, chunk in connection.chunks:

@@ -10,6 +10,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,11 +162,13 @@ LEAST = {"iscsi.datasegmentlength", "iscsi.initiatortasktag"}
 
 
 def tshark_packets(name: str) -> list[dict[str, Any]]:
+    return tshark_packets_of(reading.path_of(name))
+
+
+def tshark_packets_of(path: Path) -> list[dict[str, Any]]:
     tshark = require_tool("tshark", "tshark")
     options = ["-d", "tcp.port==3260,iscsi", "-T", "json", "--no-duplicate-keys"]
-    done = subprocess.run(
-        [tshark, "-r", str(reading.path_of(name)), *options], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([tshark, "-r", str(path), *options], capture_output=True, text=True, timeout=60, check=True)
     return [packet["_source"]["layers"] for packet in json.loads(done.stdout)]
 
 
