@@ -110,6 +110,8 @@ async def _write_same(work: Work) -> int:
 
 
 async def _compare(work: Work) -> int:
+    if not work.spans:
+        return await compound.verify(work.volume, work.offset, work.length, work.is_cancelled)
     try:
         return await compound.compare(work.volume, work.payload, work.offset, work.length, work.is_cancelled)
     except compound.MiscompareError as error:

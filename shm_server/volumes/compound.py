@@ -16,6 +16,7 @@ from shm_server.volumes.volume import IsCancelled, Volume, check_cancelled
 
 STEP_BYTES = 1 << 20
 MAX_COMPARE_AND_WRITE_BYTES = 1 << 20  # in one step
+MAX_STABLE_BYTES = 32 << 20
 
 
 class Payload(Protocol):
@@ -36,25 +37,50 @@ class MiscompareError(OSError):
 
 
 async def compare(volume: Volume, payload: Payload, offset: int, length: int, is_cancelled: IsCancelled) -> int:
-    """Hold the volume against the payload; against a payload that is shorter, over and over; none: read only."""
+    """Hold the volume against the payload; against a payload that is shorter, over and over.
+
+    As one, up to MAX_STABLE_BYTES: nobody may write for longer than that takes. A longer one is as one in each step.
+    """
     volume.check_range(offset, length)
+    ranges = volume.ranges
+    is_whole = length <= MAX_STABLE_BYTES
     step_bytes = STEP_BYTES
     pattern = b""
-    if 0 < payload.length_bytes < length:
+    if payload.length_bytes < length:
         step_bytes -= STEP_BYTES % payload.length_bytes
         pattern = payload.read(0, payload.length_bytes) * (min(step_bytes, length) // payload.length_bytes)
     there = memoryview(bytearray(min(step_bytes, length)))
-    with volume.ranges.claim(Claim.STABLE, offset, length) as claim:
+    with ranges.claim(Claim.STABLE, offset, length) if is_whole else ranges.no_claim() as claim:
         await claim
         for at in range(0, length, step_bytes):
-            check_cancelled(is_cancelled)
             step = min(step_bytes, length - at)
-            await volume.fetch(there[:step], offset + at)
-            if payload.length_bytes:
-                expected = pattern or payload.read(at, at + step)
-                check_same(there[:step], memoryview(expected)[:step], at)
+            with ranges.no_claim() if is_whole else ranges.claim(Claim.STABLE, offset + at, step) as step_claim:
+                await step_claim
+                check_cancelled(is_cancelled)
+                await volume.fetch(there[:step], offset + at)
+            expected = pattern or payload.read(at, at + step)
+            check_same(there[:step], memoryview(expected)[:step], at)
             if at + step < length:
                 await volume.runtime.pause
+    return length
+
+
+async def verify(volume: Volume, offset: int, length: int, is_cancelled: IsCancelled) -> int:
+    """Can it be read? A hole can, without looking at each of its zeros."""
+    volume.check_range(offset, length)
+    buffer = memoryview(bytearray(min(STEP_BYTES, length)))
+    at, end = offset, offset + length
+    while at < end:
+        with volume.ranges.claim(Claim.READ, at, min(STEP_BYTES, end - at)) as claim:
+            await claim
+            check_cancelled(is_cancelled)
+            is_data, run = await volume.find_extent(at, end - at)
+            if is_data:
+                run = min(run, len(buffer))
+                await volume.fetch(buffer[:run], at)
+        at += run
+        if at < end:
+            await volume.runtime.pause
     return length
 
 

@@ -185,7 +185,7 @@ def test_a_client_that_dies_lets_go_of_its_ranges(start_server: Start, connect: 
     other.attach()
     other.open("demo", "rw", "one owner")
     for _ in range(8):
-        client.push(Opcode.COMPARE, 0, 1 << 30)
+        client.push(Opcode.COMPARE, 0, 32 << 20, [(0, 0, 512)])
     client.publish()
     client.close()
     assert swap(other, 0, bytes(512), b"x" * 512) == (0, 0)

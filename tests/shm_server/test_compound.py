@@ -84,9 +84,10 @@ def test_compare_with_nothing_reads(run: Run, runtime: Runtime, tmp_path: Path) 
     """BYTCHK=0: whether the medium can be read."""
     rule = DelayRule(operations=("read",), offset=2 * MIB, length=1, error=errno.EIO)
     volume = make(runtime, tmp_path, "memory", 4 * MIB, [rule])
-    assert run(compound.compare(volume, Bytes(b""), 0, 2 * MIB, never)) == 2 * MIB
+    write(run, volume, MIB, bytes(2 * MIB))
+    assert run(compound.verify(volume, 0, 2 * MIB, never)) == 2 * MIB
     with pytest.raises(OSError) as caught:
-        run(compound.compare(volume, Bytes(b""), 0, 4 * MIB, never))
+        run(compound.verify(volume, 0, 4 * MIB, never))
     assert caught.value.errno == errno.EIO
     volume.close()
 
@@ -197,6 +198,44 @@ def test_a_long_one_pauses_and_stops_at_a_fence(runtime: Runtime, tmp_path: Path
     volume.close()
 
 
+@pytest.mark.parametrize("name", ["compare", "verify"])
+def test_a_very_long_compare_keeps_nobody_from_writing(
+    run: Run, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """VERIFY of a whole disk: a write of a block that it is not at just now goes on."""
+    monkeypatch.setattr(compound, "MAX_STABLE_BYTES", 2 * MIB)
+    volume = make(runtime, tmp_path, "memory", 4 * MIB)
+    write(run, volume, 0, bytes(4 * MIB))
+    errors: list[Any] = []
+    if name == "compare":
+        work = compound.compare(volume, Bytes(bytes(512)), 0, 4 * MIB, never)
+    else:
+        work = compound.verify(volume, 0, 4 * MIB, never)
+    Job(work, lambda _value, error: errors.append(error)).start()
+    written: list[object] = []
+    late = volume.write([memoryview(b"x" * 512)], 3 * MIB, 512, is_durable=False)
+    Job(late, lambda _value, error: written.append(error)).start()
+    assert (errors, written) == ([], [None])
+
+    async def wait() -> None:
+        while not errors:
+            await runtime.pause
+
+    run(wait())
+    assert [getattr(error, "offset", None) for error in errors] == [3 * MIB if name == "compare" else None]
+    volume.close()
+
+
+def test_a_hole_is_verified_at_once(
+    run: Run, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TiB of nothing is not read."""
+    volume = make(runtime, tmp_path, "file", 1 << 40)
+    write(run, volume, 1 << 39, b"x" * 4096)
+    assert run(compound.verify(volume, 0, 1 << 40, never)) == 1 << 40
+    volume.close()
+
+
 def test_write_same_is_one(runtime: Runtime, tmp_path: Path) -> None:
     """CONTRACTS 6: nobody sees half of a WRITE SAME, a read in the middle of it waits."""
     volume = make(runtime, tmp_path, "memory", 4 * MIB)
@@ -228,7 +267,7 @@ def test_a_crowd_on_one_range_ends(run: Run, runtime: Runtime, tmp_path: Path, k
             volume.discard(at, 2 * MIB, never),
             volume.write([memoryview(bytes(MIB))], at, MIB, is_durable=False),
             volume.read([memoryview(bytearray(MIB))], at, MIB),
-            compound.compare(volume, Bytes(b""), at, 2 * MIB, never),
+            compound.verify(volume, at, 2 * MIB, never),
             compound.or_write(volume, payload, at, 2 * MIB, never, is_durable=False),
             compound.compare(volume, payload, at, 2 * MIB, never),
             compound.compare_and_write(volume, payload, at, MIB, is_durable=True),
