@@ -118,6 +118,7 @@ class Lock:
 
     def __init__(self) -> None:
         self._held = False
+        self._is_passing = False
         self._waiters: deque[Wait[None]] = deque()
 
     @property
@@ -125,17 +126,23 @@ class Lock:
         return not self._held
 
     async def __aenter__(self) -> None:
-        if self._held:
+        if self._held or self._waiters:
             turn: Wait[None] = Wait()
             self._waiters.append(turn)
             await turn  # the lock is handed over, never let go in between
         self._held = True
 
     async def __aexit__(self, *_: object) -> None:
-        if self._waiters:
-            self._waiters.popleft().set()
-        else:
-            self._held = False
+        self._held = False
+        if self._is_passing:
+            return  # whoever handed it to us hands it on: a long line that a fence ends would be a deep stack
+        self._is_passing = True
+        try:
+            while self._waiters and not self._held:
+                self._held = True
+                self._waiters.popleft().set()
+        finally:
+            self._is_passing = False
 
 
 class Lane:
