@@ -53,9 +53,9 @@ class RedoFile:
 
     def retire(self) -> None:
         """The record is never to be written again; durable with the next sync()."""
-        self._is_retirement_dirty = True
         if self._fd >= 0:
             os.pwrite(self._fd, bytes(_HEADER.size), 0)
+            self._is_retirement_dirty = True  # behind the write: a sync on another thread would take it for its own
 
     def sync(self) -> None:
         """What was retired stays so after a power cut."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from shm_server.abi import layout
 from shm_server.abi.layout import Opcode
-from shm_server.runtime import Runtime
+from shm_server.runtime import Job, Runtime
 from shm_server.stores import linux, open_stores
 from shm_server.stores.base import Store, StoreFailedError
 from shm_server.stores.file import FileStores
@@ -134,6 +135,24 @@ def test_what_is_written_later_is_not_undone(stores: FileStores) -> None:
     put(store, b"later" * 100, OFFSET + 512)
     store.close()
     assert reopened(stores) == NEW[:512] + b"later" * 100 + NEW[1012:]
+
+
+def test_a_flush_beside_the_retirement_leaves_it_to_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushes run on another thread: one that is over before the record is taken back has not made that durable."""
+    pwrite = os.pwrite
+
+    def flush_first(fd: int, data: bytes, offset: int) -> int:
+        store.sync()
+        return pwrite(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", flush_first)
+        store.write_atomic(NEW, OFFSET)
+    synced: list[str] = []
+    fdatasync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), fdatasync(fd)))
+    store.sync()
+    assert [Path(path).suffix for path in synced] == [".raw", ".redo"]
 
 
 def test_a_record_of_another_volume_is_ignored(stores: FileStores, tmp_path: Path) -> None:
@@ -378,6 +397,32 @@ def test_a_volume_that_failed_refuses_to_write(
         run(compound.write_atomic(volume, Bytes(NEW), 0, LENGTH, never))
     assert caught.value.errno == errno.EIO
     assert not volume.ranges.is_guarded
+    volume.close()
+
+
+def test_a_fence_ends_a_long_line_of_them(runtime: Runtime, tmp_path: Path) -> None:
+    """A thousand wait for their turn with the store: each ends, at no depth of the stack, and the next one has it."""
+    volume = make(runtime, tmp_path, "file", BIG)
+    ended: list[BaseException | None] = []
+    is_fenced = False
+
+    def job(number: int) -> Job:
+        call = compound.write_atomic(volume, Bytes(b"n" * 512), number * 512, 512, lambda: is_fenced)
+        return Job(call, lambda _value, error: ended.append(error))
+
+    jobs = [job(number) for number in range(1000)]
+    for each in jobs:
+        each.start()
+    is_fenced = True
+    for each in jobs:
+        each.cancel(OSError(errno.ECANCELED, "fenced"))
+    while len(ended) < len(jobs):
+        select.select([runtime.wake_fd], [], [], 10)
+        runtime.collect()
+        runtime.step()
+    assert {error.errno for error in ended if isinstance(error, OSError)} == {errno.ECANCELED}
+    assert sum(error is None for error in ended) == 1, "the one that had begun"
+    assert volume.atomic_lock.is_free
     volume.close()
 
 
