@@ -77,7 +77,7 @@ class Store(Protocol):
         ...
 
     def resize(self, size_bytes: int) -> None:
-        """Grow, durably."""
+        """Grow, durably. StoreFailedError: as sync() failing."""
         ...
 
     @property

@@ -178,7 +178,11 @@ class DescriptorStore:
 
     def resize(self, size_bytes: int) -> None:
         os.ftruncate(self.fd, size_bytes)
-        os.fsync(self.fd)
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            # The kernel tells a lost write once: this may have been it, and no flush would hear of it again.
+            raise StoreFailedError(error.errno or errno.EIO, f"growing: {error.strerror}") from error
 
     def allocated_bytes(self) -> int:
         return os.fstat(self.fd).st_blocks * 512

@@ -321,9 +321,13 @@ class Volume:
 
     # Size and end ---------------------------------------------------------------------------------------------------
 
-    def grow(self, size_bytes: int) -> Call:
-        """Await: the store has the new size, durably. ``size_bytes`` of the volume changes by set_size()."""
-        return Call(self.runtime, self._sync_lane, lambda: self.store.resize(size_bytes))
+    async def grow(self, size_bytes: int) -> None:
+        """The store has the new size, durably. ``size_bytes`` of the volume changes by set_size()."""
+        try:
+            await Call(self.runtime, self._sync_lane, lambda: self.store.resize(size_bytes))
+        except StoreFailedError as error:
+            self._fail(str(error), error)
+            raise
 
     def set_size(self, size_bytes: int, generation: int) -> None:
         self.size_bytes = size_bytes

@@ -116,6 +116,27 @@ def test_a_failed_fdatasync_is_sticky(runtime: Runtime, run: Callable[..., Any],
     volume.close()
 
 
+def test_a_failed_fsync_of_growing_is_sticky(
+    runtime: Runtime, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells a lost write once: told to a resize, it is not forgotten for the next flush (CONTRACTS 1)."""
+    volume = make(runtime, tmp_path, "file")
+    run(volume.write([memoryview(b"x" * 512)], 0, 512, is_durable=False))
+
+    def lost(_: int) -> None:
+        raise OSError(errno.EIO, "a write was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lost)
+        with pytest.raises(OSError) as caught:
+            run(volume.grow(2 * SIZE))
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError) as caught:
+        run(volume.flush())
+    assert caught.value.errno == errno.EIO
+    volume.close()
+
+
 def test_flushes_that_wait_share_one_fdatasync(runtime: Runtime, run: Callable[..., Any], tmp_path: Path) -> None:
     """Ten flushes while one runs make one more, not ten."""
     volume = make(runtime, tmp_path, delays=[DelayRule(operations=("flush",), seconds=0.02)])
