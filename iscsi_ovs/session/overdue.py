@@ -1,4 +1,5 @@
-"""The deadline of R2Ts: who leaves them unanswered holds slots that others wait for (CONTRACTS 3).
+"""The deadline of data that is due, asked for by R2Ts or announced: who sends none holds slots that others wait for
+(CONTRACTS 3).
 
 It is the session's silence that counts, because a slow line may serve one R2T after the other; but none waits ten times
 as long. Nothing of it is on the path of a command: what has come is compared with what had, once a second.
@@ -19,7 +20,11 @@ def give_up(session: Session, now: float) -> str | None:
     the socket may still write into the task's buffer."""
     connection = session.connection
     limit_s = connection.timing.transfer_s
-    waiting = [task for task in session.tasks if task.transfers and not task.is_aborted]
+    waiting = [
+        task
+        for task in session.tasks
+        if (task.transfers or task.unsolicited_end) and not task.is_aborted and task.early_outcome is None
+    ]
     for task in waiting:
         is_filled_now = connection.is_filling(task) and connection.heard_at > task.seen_at
         if task.received_bytes != task.seen_bytes or is_filled_now:

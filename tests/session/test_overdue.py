@@ -6,7 +6,7 @@ import pytest
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session.liveness import Timing
-from iscsi_ovs.testing.initiator import Initiator
+from iscsi_ovs.testing.initiator import Initiator, Result, encode
 from tests.session.conversation import BLOCK, Conversation, write_cdb
 
 LIMIT_S = 10.0
@@ -56,6 +56,28 @@ def test_who_answers_pings_but_no_r2t() -> None:
     again = write(initiator)
     talk.run()
     assert initiator.results[again].status == scsi.GOOD
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_who_announces_data_and_sends_none(in_turn: bool) -> None:
+    """Unsolicited data is due as well; a command that waits for its turn is answered in its turn."""
+    talk = Conversation(timing=TIMING)
+    initiator = talk.login()
+    header = pdu.ScsiCommand(
+        flags=pdu.WRITE | pdu.ATTRIBUTE_SIMPLE,
+        initiator_task_tag=0x700,
+        cmd_sn=initiator.cmd_sn + (not in_turn),
+        expected_data_transfer_length=8192,
+        cdb=write_cdb(0, 16).ljust(16, b"\0"),
+    )
+    initiator.raw(encode(header, bytes(4096)))
+    initiator.results[0x700] = Result(0x700)
+    talk.pass_time(LIMIT_S + 3.0)
+    assert initiator.results[0x700].is_complete == in_turn
+    if not in_turn:
+        initiator.nop_out(b"", immediate=False)
+        talk.run()
+    assert initiator.results[0x700].additional_sense == RESPONSE_TIMEOUT
 
 
 def test_a_slow_line_is_not_silent() -> None:
