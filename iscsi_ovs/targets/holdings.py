@@ -130,6 +130,13 @@ class Holdings:
             holding.device = None
         member.nexus.devices.clear()
 
+    def lost(self, member: Member) -> None:
+        """The volume server is gone: what had left the map of a session is closed, what was to come has not come."""
+        self.close_retired(member)
+        for holding in list(member.holdings):
+            if holding.disk.unit not in member.router.units.values():
+                self._forget(holding)
+
     # What a map gains and loses --------------------------------------------------------------------------------
 
     def gain(self, member: Member, disk: Disk, is_read_only: bool, done: Callable[[OSError | None], None]) -> None:

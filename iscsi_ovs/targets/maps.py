@@ -35,6 +35,8 @@ class LunMap:
     wanted: Mapping[int, Lun]
     initiators: tuple[str, ...] = ()  # empty: for whoever no other map of the node is
     router: scsi.TaskRouter = field(default_factory=lambda: scsi.TaskRouter(COMMAND_SET))
+    waiting: set[int] = field(default_factory=set)  # LUNs that are looked at again a moment later
+    told: set[int] = field(default_factory=set)  # … of which the log says why they are not there
 
 
 class Maps:
@@ -61,19 +63,14 @@ class Maps:
         def opened(error: OSError | None) -> None:
             if error is None:
                 self.offer(node, lun_map, number)
-            else:
+            elif number not in lun_map.told:
+                lun_map.told.add(number)
                 logger.warning("%s: LUN %d is not there yet: %s", node.iqn, number, error.strerror or error)
-                offer_again()
-
-        def offer_again() -> None:
-            self._core.clock.call_later(RETRY_DELAY_S, lambda: self.offer(node, lun_map, number))
 
         living = self._living(node, lun_map)
-        if living and self._core.space.pool is None:  # the volume server is away
-            offer_again()
-            return
-        is_complete = True
-        for member in living:
+        is_there = self._core.space.pool is not None  # the volume server
+        is_complete = is_there or not living
+        for member in living if is_there else ():
             holding = next((holding for holding in member.holdings if holding.disk is disk), None)
             if holding is None or holding.device is None:
                 is_complete = False
@@ -81,31 +78,47 @@ class Maps:
                 self._holdings.gain(member, disk, lun.is_read_only, opened)
         if is_complete:
             self._add(node, lun_map, number, disk)
+        else:  # whatever becomes of the sessions that it waits for
+            self._offer_later(node, lun_map, number)
+
+    def _offer_later(self, node: Node, lun_map: LunMap, number: int) -> None:
+        if number in lun_map.waiting:
+            return
+        lun_map.waiting.add(number)
+
+        def again() -> None:
+            lun_map.waiting.discard(number)
+            self.offer(node, lun_map, number)
+
+        self._core.clock.call_later(RETRY_DELAY_S, again)
 
     def _add(self, node: Node, lun_map: LunMap, number: int, disk: Disk) -> None:
+        lun_map.told.discard(number)
         lun_map.router.add(number, disk.unit)
         for member in self._living(node, lun_map):
             for holding in member.holdings:
-                holding.is_needed = True
+                holding.is_needed = holding.is_needed or holding.disk is disk
         logger.info("%s: LUN %d is %s (%d bytes)", node.iqn, number, disk.name, disk.info.size_bytes)
 
     def withdraw(self, node: Node, lun_map: LunMap, number: int) -> None:
-        """Take a LUN out of the map."""
-        unit = lun_map.router.units.get(number)
-        if unit is None:
-            return
-        lun_map.router.remove(number)
-        for member in [member for member in node.members if member.map is lun_map]:
-            for holding in [holding for holding in member.holdings if holding.disk.unit is unit]:
-                self._members.lose(member, holding.disk)
-        logger.info("%s: LUN %d is gone", node.iqn, number)
+        """A LUN is not wanted any more: take it out of the map, or give up what was to come into it."""
+        disk = self._disks.named(lun_map.wanted[number].volume)
+        if disk is not None:
+            self._take_out(node, lun_map, disk)
 
     def withdraw_disk(self, node: Node, disk: Disk) -> None:
         """Take a disk out of all maps of a node."""
         for lun_map in node.maps:
-            for number, unit in list(lun_map.router.units.items()):
-                if unit is disk.unit:
-                    self.withdraw(node, lun_map, number)
+            self._take_out(node, lun_map, disk)
+
+    def _take_out(self, node: Node, lun_map: LunMap, disk: Disk) -> None:
+        for number, unit in list(lun_map.router.units.items()):
+            if unit is disk.unit:
+                lun_map.router.remove(number)
+                logger.info("%s: LUN %d is gone", node.iqn, number)
+        for member in [member for member in node.members if member.map is lun_map and not member.is_leaving]:
+            if any(holding.disk is disk for holding in member.holdings):
+                self._members.lose(member, disk)
 
     def _living(self, node: Node, lun_map: LunMap) -> list[Member]:
         """Sessions that see the map. Logins under way look at it when they are let in."""

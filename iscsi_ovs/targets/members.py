@@ -235,7 +235,8 @@ class Members:
         for member in list(self._by_session.values()):
             if not member.is_leaving:
                 for holding in list(member.holdings):
-                    self._holdings.reopen(holding)
+                    if not holding.is_opening:  # as what has just come into its map is
+                        self._holdings.reopen(holding)
 
     def lost(self) -> None:
         """The volume server is gone: so are all handles, and whoever waited for nothing but zombies."""
@@ -246,7 +247,7 @@ class Members:
             if member.is_leaving:
                 self._gone(member)
             else:
-                self._holdings.close_retired(member)
+                self._holdings.lost(member)
         for connection, member in list(self._pending.items()):
             self._holdings.forget_devices(member)
             self._refuse(connection, "the volume server went away")

@@ -204,11 +204,11 @@ class Nodes:
                         self._maps.offer(node, lun_map, number)
 
     def _disk_withdrawn(self, disk: Disk, reason: str) -> None:
-        for node in [node for node in self if any(disk.unit in found.router.units.values() for found in node.maps)]:
-            if self._is_automatic:
-                self._withdraw(node, reason)
-            else:
+        for node in self:
+            if not self._is_automatic:
                 self._maps.withdraw_disk(node, disk)
+            elif disk.unit in node.router.units.values():
+                self._withdraw(node, reason)
 
 
 def _port_group(group: PortalGroup) -> scsi.PortGroup:

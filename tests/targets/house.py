@@ -145,7 +145,6 @@ class FakeService:
         self.acks.append(event)
 
     def open(self, name: str, access: str, owner: str, words: str, callback: Callable[[Any], None]) -> None:
-        assert self.is_attached
         self.opens += 1
         self.openings.append((name, access, callback))
 
@@ -186,12 +185,14 @@ class FakeService:
             recordings, self.recordings = self.recordings, []
             for record in recordings:
                 worked = True
-                record(None)
-        if not self.holds_opens:
+                record(None if self.is_attached else OSError(errno.ENOTCONN, "not attached to a volume server"))
+        if not self.holds_opens or not self.is_attached:
             openings, self.openings = self.openings, []
             for name, access, callback in openings:
                 worked = True
-                if self.open_error is not None:
+                if not self.is_attached:
+                    callback(OSError(errno.ENOTCONN, "not attached to a volume server"))
+                elif self.open_error is not None:
                     callback(self.open_error)
                 elif name in self.held:
                     callback(OSError(errno.EBUSY, "held by qemu pid 7"))
