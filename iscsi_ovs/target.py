@@ -156,12 +156,14 @@ class TargetServer:
             elif isinstance(event, events.ConnectionClosed):
                 self._connection_closed(connection, event)
 
-    def turn(self) -> None:
-        """Once a turn of the loop, after completions: who waits for slots has a chance."""
-        if self.space.has_waiters:
+    def turn(self) -> bool:
+        """In each turn of the loop, after completions and after sending: who waits for slots has a chance."""
+        has_waiters = self.space.has_waiters
+        if has_waiters:
             self.space.serve()
         if self.ordering.sets:
             self.ordering.serve()
+        return has_waiters
 
     def tick(self, now: float) -> None:
         """Once a second."""

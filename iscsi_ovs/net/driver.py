@@ -56,7 +56,7 @@ class Owner(Protocol):
 
     def connected(self, peer: str, local: portal.Address, now: float, at: portal.Address) -> Connection: ...
     def happened(self, connection: Connection, told: list[events.Event]) -> None: ...
-    def turn(self) -> None: ...
+    def turn(self) -> bool: ...  # True: somebody waited, and may have been served
     def tick(self, now: float) -> None: ...
 
 
@@ -163,7 +163,7 @@ class Driver:
         ready = self._look() if is_busy else None
         if ready is None:
             ready = []
-            if may_sleep and storage.prepare_sleep():
+            if may_sleep and not self._dirty and storage.prepare_sleep():
                 ready = self._epoll.poll(self.clock.until_next(TICK_S))
                 storage.awake()
         for fd, mask in ready:
@@ -189,6 +189,8 @@ class Driver:
                     self._send(connection)
                 except Exception:
                     self._mistaken(self._by_connection.get(connection))
+            if self.owner.turn():  # what was sent has given slots back: nothing else may come that would wake us
+                storage.flush()
         now = self.clock.now()
         if now >= self.clock.next_due:
             self.clock.run_due()

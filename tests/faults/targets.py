@@ -94,9 +94,9 @@ class Bench:
     def context(self) -> Context:
         return Context(self.server.socket_path, words="a test")
 
-    def target(self, *, is_ready: bool = True) -> ThreadTarget:
+    def target(self, *, is_ready: bool = True, segment_bytes: int = 1 << 40) -> ThreadTarget:
         """A target on a thread; ``is_ready``: wait until it has found the volume server."""
-        made = ThreadTarget(self.server.socket_path)
+        made = ThreadTarget(self.server.socket_path, segment_bytes)
         self.targets.append(made)
         if is_ready:
             made.wait_ready()
@@ -137,13 +137,11 @@ class ThreadTarget:
 
     settings = targets.Settings()
 
-    def __init__(self, socket_path: Path) -> None:
+    def __init__(self, socket_path: Path, segment_bytes: int = 1 << 40) -> None:
         self.ready = threading.Event()
         self.failures: list[BaseException] = []
-        self.service = Service(str(socket_path), segment_bytes=1 << 40, words="the target under test")
-        self.server = targets.assemble(
-            self.service, self.settings, lambda _: self.ready.set(), lambda _, iqn: None
-        )
+        self.service = Service(str(socket_path), segment_bytes=segment_bytes, words="the target under test")
+        self.server = targets.assemble(self.service, self.settings, lambda _: self.ready.set(), lambda _, iqn: None)
         self.server.listen(Address("127.0.0.1", 0))
         self._threshold = gc.get_threshold()
         self._thread = threading.Thread(target=self._run)

@@ -10,6 +10,7 @@ import ctypes
 import random
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -207,3 +208,16 @@ def test_nothing_completes_without_the_server(bench: Bench, disk: Disk) -> None:
     assert [disk.wait(tag).status for tag in tags] == [0] * 6
     assert disk.initiator.results[tags[4]].data + disk.initiator.results[tags[5]].data == data
     assert disk.read(1024, 256) == data * 2
+
+
+def test_slots_that_were_sent_serve_who_waits_for_them(bench: Bench) -> None:
+    """Reads that each need all the space there is follow one another; not by the loop's tick, once a second."""
+    bench.serve()
+    target = bench.target(segment_bytes=16 << 20)
+    disk = bench.login(target)
+    blocks = target.server.space.largest_bytes // BLOCK
+    begun = time.monotonic()
+    tags = [disk.initiator.command(read_16(0, blocks), read=blocks * BLOCK) for _ in range(6)]
+    for tag in tags:
+        assert disk.wait(tag).status == 0
+    assert time.monotonic() - begun < 2.5

@@ -193,7 +193,8 @@ class Owner:
     def happened(self, connection: Any, told: list[Any]) -> None:
         self.happenings.extend((connection, event) for event in told)
 
-    def turn(self) -> None: ...
+    def turn(self) -> bool:
+        return False
 
     def tick(self, now: float) -> None:
         self.ticks += 1

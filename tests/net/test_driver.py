@@ -172,15 +172,33 @@ def test_one_socket_does_not_take_the_loop(echo: EchoOwner, connect: Connect) ->
     assert 0 < len(echo.connections[0].taken) <= driver._RECEIVES_A_TURN << 16
 
 
-def test_what_the_clock_says_is_sent_at_once(echo: EchoOwner, connect: Connect) -> None:
+def test_what_the_clock_says_is_sent_at_once(
+    echo: EchoOwner, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A late answer (a deadline, a ping) does not wait for the next event: the loop does not sleep on it."""
     client = connect()
     while echo.step():
         pass
     echo.clock.call_later(0.0, lambda: echo.connections[0].say(b"late"))
     assert echo.step(), "there is something to send, so the loop is busy"
-    echo.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(echo.driver.storage, "prepare_sleep", lambda: pytest.fail("it goes to sleep on it"))
+        echo.driver.turn(True)
     assert client.recv(4) == b"late"
+
+
+def test_who_waits_has_a_turn_after_sending(echo: EchoOwner, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots come back with the last byte of an answer: nothing else may come by which the loop would wake."""
+    client = connect()
+    seen: list[bool] = []
+    flushes: list[bool] = []
+    monkeypatch.setattr(echo, "turn", lambda: (seen.append(echo.driver.has_unsent), True)[1])
+    monkeypatch.setattr(echo.driver.storage, "flush", lambda: flushes.append(echo.driver.has_unsent))
+    client.sendall(b"answer me")
+    echo.read(client, 9)
+    assert True in seen, "after what came in"
+    assert seen[-1] is False, "after what went out"
+    assert flushes[-1] is False, "and what it led to is shown to the volume server"
 
 
 # Ends -------------------------------------------------------------------------------------------------------------
