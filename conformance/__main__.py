@@ -16,8 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import document, fleet, matrix, peer, pins, runs
-from conformance.runs import Lun
+from conformance import document, fleet, matrix, peer, pins, runs, sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with fleet.serve(directory) as luns:
             if options.sample:
-                return _report(sample(luns, options.sample, options.seed))
+                seed = random.randrange(1 << 32) if options.seed is None else options.seed
+                _tell(f"CONFORMANCE_SEED={seed}")
+                return _report(sampling.differences(luns, options.sample, seed, _tell))
             print("libiscsi's suite against the fleet")
             ours = runs.run(luns, list(runs.suite()), _tell)
         print("libiscsi's suite against tgtd")
@@ -46,18 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"written: {document.DOCUMENT}")
     found = pins.shortcomings(ours, runs.tests(None)) + pins.differences(ours, pins.pinned())
     return _report(found + matrix.shortcomings(rows, ran))
-
-
-def sample(luns: Sequence[Lun], count: int, seed: int | None) -> list[str]:
-    """Some pairs of family and LUN, by chance; what differs from the pins."""
-    seed = random.randrange(1 << 32) if seed is None else seed
-    print(f"CONFORMANCE_SEED={seed}")
-    pairs = [(lun, family) for lun in luns for family in (lun.families or runs.suite())]
-    chosen = random.Random(seed).sample(pairs, count)
-    found: list[str] = []
-    for lun, family in chosen:
-        found += pins.differences({lun.name: runs.run_lun(lun, [family], _tell)}, pins.pinned())
-    return found
 
 
 def _tell(line: str) -> None:

@@ -1,6 +1,6 @@
 """libiscsi's conformance suite against the fleet of LUNs: a sample of it, by chance, finds what is pinned.
 
-The whole of it is `make conformance`. Sanitize is left to that: the suite waits in steps of a minute there.
+The whole of it is `make conformance`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance import fleet, pins, runs
+from conformance import fleet, sampling
 from tests.interop import libiscsi_suite
 from tests.interop.libiscsi_suite import FAILED, PASSED, SKIPPED
 
@@ -25,10 +25,7 @@ def test_a_sample(short_dir: Path) -> None:
     seed = int(os.environ.get("CONFORMANCE_SEED", str(random.randrange(1 << 32))))
     print(f"CONFORMANCE_SEED={seed}")
     with fleet.serve(short_dir) as luns:
-        pairs = [(lun, name) for lun in luns for name in (lun.families or runs.suite()) if name != "Sanitize"]
-        found: list[str] = []
-        for lun, family in random.Random(seed).sample(pairs, SAMPLE):
-            found += pins.differences({lun.name: runs.run_family(lun, family)}, pins.pinned())
+        found = sampling.differences(luns, SAMPLE, seed, print)
     assert not found, "\n".join(found)
 
 
