@@ -10,7 +10,7 @@ from functools import partial
 
 from iscsi_ovs.block import Operation, Request
 from iscsi_ovs.commands import cdb, sbc, sense, verify
-from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Outcome, invalid_field
+from iscsi_ovs.scsi import CheckCondition, Command, Execution, LogicalUnit, Nexus, Outcome, invalid_field
 
 
 def compare_and_write(unit: LogicalUnit, command: Command) -> Execution:
@@ -50,6 +50,12 @@ def orwrite_16(unit: LogicalUnit, command: Command) -> Execution:
     if blocks > unit.max_transfer_blocks:
         raise sbc.transfer_length_error(command)
     return _write(unit, command, Operation.OR_WRITE, flags, lba, blocks)
+
+
+def max_atomic_write_bytes(unit: LogicalUnit, nexus: Nexus) -> int:
+    """How much the nexus can write in one piece or not at all; 0: its store can't, or it does not hold the volume."""
+    device = nexus.devices.get(unit)
+    return 0 if device is None else device.features.max_atomic_write_bytes
 
 
 def write_atomic_16(unit: LogicalUnit, command: Command) -> Execution:

@@ -3,9 +3,9 @@ MANAGEMENT FUNCTIONS (SPC-4 6.35, 6.36)."""
 
 from __future__ import annotations
 
-from iscsi_ovs.commands import alua, cdb
+from iscsi_ovs.commands import alua, atomics, cdb
 from iscsi_ovs.commands.parameters import answer
-from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Operation, invalid_field
+from iscsi_ovs.scsi import Command, Execution, LogicalUnit, Nexus, Operation, invalid_field
 
 
 def report_supported_operation_codes(unit: LogicalUnit, command: Command) -> Execution:
@@ -13,7 +13,7 @@ def report_supported_operation_codes(unit: LogicalUnit, command: Command) -> Exe
     fields = cdb.ReportSupportedOperationCodes.unpack_from(command.cdb)
     with_timeouts = bool(fields.options & cdb.RCTD)
     option = fields.options & 0x07
-    operations = alua.operations(unit, command.nexus)
+    operations = _operations(unit, command.nexus)
     if option == 0:
         data = _all_commands(operations, with_timeouts)
     elif option <= 3:
@@ -22,6 +22,15 @@ def report_supported_operation_codes(unit: LogicalUnit, command: Command) -> Exe
     else:
         raise invalid_field(2, 2)
     return answer(data, fields.allocation_length)
+
+
+def _operations(unit: LogicalUnit, nexus: Nexus) -> tuple[Operation, ...]:
+    """What this nexus can have done here: no setting of port groups that are not its to set, no atomic writes on a
+    store that has none."""
+    rows = alua.operations(unit, nexus)
+    if atomics.max_atomic_write_bytes(unit, nexus):
+        return rows
+    return tuple(row for row in rows if row.handler is not atomics.write_atomic_16)
 
 
 def _all_commands(operations: tuple[Operation, ...], with_timeouts: bool) -> bytes:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from construct import Bytes, Int8ub, Int16ub, Int32ub, Int64ub, Struct
 
 from iscsi_ovs import scsi
-from iscsi_ovs.commands import alua, third_party_copy
+from iscsi_ovs.commands import alua, atomics, third_party_copy
 from iscsi_ovs.scsi import PortGroup
 from iscsi_ovs.wire import Derived
 
@@ -261,8 +261,7 @@ def _scsi_ports(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
 
 def _block_limits(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
     limits = unit.limits
-    device = nexus.devices.get(unit)
-    atomic_bytes = 0 if device is None else device.features.max_atomic_write_bytes
+    atomic_bytes = atomics.max_atomic_write_bytes(unit, nexus)
     physical_blocks = unit.personality.physical_block_bytes // unit.block_bytes
     can_unmap = unit.personality.is_thin
     return BlockLimits(

@@ -124,13 +124,6 @@ def test_orwrite_honours_fua(disk: Bench) -> None:
 # WRITE ATOMIC ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def atomic(disk: Bench) -> Bench:
-    """A store that can write 64 KiB atomically."""
-    disk.device.features = block.Features(max_atomic_write_bytes=64 << 10)
-    return disk
-
-
 def test_write_atomic(atomic: Bench) -> None:
     """Up to what the store declares, at any LBA; FUA as in WRITE."""
     for lba, blocks in ((0, 1), (3, 5), (1, 128), (CAPACITY - 128, 128)):
@@ -139,6 +132,11 @@ def test_write_atomic(atomic: Bench) -> None:
         assert (outcome.status, outcome.transfer_bytes) == (scsi.GOOD, len(data))
         assert blocks_of(atomic, lba, blocks) == atomic.device.flushed[lba * BLOCK : (lba + blocks) * BLOCK] == data
     assert {request.operation for request in atomic.device.log} == {Operation.WRITE_ATOMIC}
+
+
+def test_write_atomic_is_reported(atomic: Bench) -> None:
+    """REPORT SUPPORTED OPERATION CODES names it where the store can do it."""
+    assert atomic.execute("a3 0c 01 9c 0000 00000100 00 00").data[1] & 0x07 == 0x03
 
 
 def test_write_atomic_limits(atomic: Bench) -> None:
@@ -154,6 +152,7 @@ def test_write_atomic_limits(atomic: Bench) -> None:
 def test_write_atomic_of_a_store_that_can_not(disk: Bench) -> None:
     """05/20/00, and zeros in B0."""
     assert code(disk.execute(write_atomic(0, 1), data_out=bytes(BLOCK))) == (0x5, 0x20, 0x00)
+    assert disk.execute("a3 0c 01 9c 0000 00000100 00 00").data[1] & 0x07 == 0x01, "not supported"
     assert disk.execute("12 01 b0 00ff 00").data[44:] == bytes(20)
 
 

@@ -122,32 +122,32 @@ def test_what_writes() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 4, 11, 0xFFFF])
-def test_all_commands(disk: Bench, length: int) -> None:
+def test_all_commands(atomic: Bench, length: int) -> None:
     """One descriptor a row."""
     rows = "".join(descriptor(row, 0) for row in OPERATIONS)
     whole = f"{len(rows) // 2:08x}" + rows
-    outcome = rsoc(disk, 0, length=length)
+    outcome = rsoc(atomic, 0, length=length)
     assert outcome.data == bytes.fromhex(whole)[:length]
     assert outcome.transfer_bytes == len(outcome.data)
 
 
-def test_all_commands_with_timeouts(disk: Bench) -> None:
+def test_all_commands_with_timeouts(atomic: Bench) -> None:
     """RCTD: CTDP in each descriptor, and twelve bytes behind it."""
     rows = "".join(descriptor(row, 2) + TIMEOUTS for row in OPERATIONS)
-    assert rsoc(disk, 0x80).data.hex() == f"{len(rows) // 2:08x}" + rows
+    assert rsoc(atomic, 0x80).data.hex() == f"{len(rows) // 2:08x}" + rows
 
 
 @every_operation
-def test_one_command(disk: Bench, operation: Operation) -> None:
+def test_one_command(atomic: Bench, operation: Operation) -> None:
     """Each row by each reporting option that fits it; usage data are the row's."""
     has_actions = operation.service_action is not None
     action = operation.service_action or 0
     expected = f"0003{operation.cdb_length:04x}" + operation.usage.hex()
     for option, fits in ((1, not has_actions), (2, has_actions), (3, True)):
-        outcome = rsoc(disk, option, operation.opcode, action)
+        outcome = rsoc(atomic, option, operation.opcode, action)
         if fits:
             assert outcome.data.hex() == expected
-            with_timeouts = rsoc(disk, option | 0x80, operation.opcode, action).data.hex()
+            with_timeouts = rsoc(atomic, option | 0x80, operation.opcode, action).data.hex()
             assert with_timeouts == "0083" + expected[4:] + TIMEOUTS
         else:
             assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (2, 2))
