@@ -58,8 +58,10 @@ def read(path: Path) -> sections.Root:
     text, mode = read_text(path)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; int() of some thousand digits raises a plain one
         raise place.error(f"{error}") from None
+    except RecursionError:
+        raise place.error("brackets are nested too deeply") from None
     root: sections.Root = _table(document, sections.Root, place)
     if _has_secret(root):
         check_private(path, mode, "it has secrets in it")
@@ -69,19 +71,26 @@ def read(path: Path) -> sections.Root:
 def read_text(path: Path) -> tuple[str, int]:
     """A small text file, and its mode."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open) as file:  # Path.open() takes no opener
             mode = os.fstat(file.fileno()).st_mode  # of the file that is read, not of what has its name now
             if not stat.S_ISREG(mode):
                 raise ConfigurationError(f"{path} is no regular file")
             data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"can't read {path}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError(f"can't read {str(path)!r}: there is a NUL in the name") from None
     if len(data) > FILE_LIMIT_BYTES:
         raise ConfigurationError(f"{path} has more than {FILE_LIMIT_BYTES} bytes")
     try:
         return data.decode(), mode
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} is not UTF-8, at byte {error.start}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """A FIFO is opened at once, and refused, whether or not anybody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def check_private(path: Path, mode: int, why: str) -> None:

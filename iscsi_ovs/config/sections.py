@@ -53,7 +53,7 @@ class PortalGroup(Section, frozen=True):
 class Chap(Section, frozen=True):
     """``[[auth-group.NAME.chap]]``: an account, or what we prove ourselves with."""
 
-    user: Annotated[str, Meta(min_length=1, max_length=255)]
+    user: Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]  # it goes into a text
     secret: str | None = None
     secret_file: str | None = None
 

@@ -28,6 +28,9 @@ class Reload:
         except ConfigurationError as error:
             logger.error("the configuration stays as it was: %s", error)
             raise
+        except Exception as error:  # our mistake: it must not cost the sessions that are there
+            logger.exception("the configuration could not be taken over")
+            raise ConfigurationError("a mistake of ours, which the log describes") from error
         for change in changes:
             logger.info("reload: %s", change)
         logger.info("reloaded: %d changes", len(changes))

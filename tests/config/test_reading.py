@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,29 @@ def test_no_secret_in_a_repr(tmp_path: Path) -> None:
     assert "long secret" not in text
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "brackets are nested too deeply"),
+        ("a = " + "9" * 5000, "5000 digits"),
+        ('auth-group.x.chap = [{ user = "a\\u0000b=c", secret = "x" }]', "auth-group.x.chap[0].user: expected `str`"),
+    ],
+)
+def test_what_only_looks_like_a_file(tmp_path: Path, text: str, words: str) -> None:
+    """Whatever stands in it, it is refused: anything else would end the target that reads it again."""
+    with pytest.raises(ConfigurationError) as refused:
+        reading.read(write(tmp_path, text))
+    assert words in str(refused.value)
+
+
+@pytest.mark.timeout(10)
+def test_a_fifo(tmp_path: Path) -> None:
+    """Nobody waits for whoever writes to it."""
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(ConfigurationError, match="is no regular file"):
+        reading.read_text(tmp_path / "fifo")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     """Missing, a directory, not text: a sentence with the path."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
@@ -81,6 +105,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (tmp_path, "can't read .*: Is a directory"),
         (tmp_path / "binary", "is not UTF-8, at byte 0"),
         (Path("/dev/null"), "is no regular file"),
+        (tmp_path / "a\0b", "there is a NUL in the name"),
     ):
         with pytest.raises(ConfigurationError, match=words):
             reading.read(path)

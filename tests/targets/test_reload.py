@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs import scsi
+from iscsi_ovs.config.configuration import Configuration
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.net.portal import Address
+from iscsi_ovs.targets.reload import Reload
 from iscsi_ovs.testing.chap import Chap
 from tests.config.files import changed, load
 from tests.targets.house import Client, House, kept
@@ -67,6 +69,18 @@ def house(tmp_path: Path) -> Iterator[Reloaded]:
     house = Reloaded(tmp_path)
     for _ in kept(house):
         yield house
+
+
+def test_a_mistake_of_ours_costs_no_session() -> None:
+    """Whatever goes wrong in a reload is an answer to who asked for it: it never ends the loop that it runs in."""
+
+    def fails() -> Configuration:
+        raise ZeroDivisionError
+
+    reload = Reload(fails, lambda configuration: [])
+    with pytest.raises(ConfigurationError, match="a mistake of ours"):
+        reload.now()
+    reload.hung_up()
 
 
 def test_nothing_is_different(house: Reloaded) -> None:
