@@ -63,7 +63,9 @@ class Access:
 
     @property
     def is_open(self) -> bool:
-        return not self.initiators and not self.networks
+        """It keeps nobody out, however it says so."""
+        any_name = not self.initiators or "*" in self.initiators
+        return any_name and (not self.networks or any(network.prefixlen == 0 for network in self.networks))
 
 
 EVERYBODY = Access()

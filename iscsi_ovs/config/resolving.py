@@ -181,6 +181,7 @@ class _Resolver:
     def _luns(self) -> dict[str, Lun]:
         luns: dict[str, Lun] = {}
         by_volume: dict[str, str] = {}
+        by_naa: dict[str, str] = {}
         for name, section in self._root.lun.items():
             place = self._place / "lun" / name
             volume = name if section.volume is None else section.volume
@@ -192,6 +193,12 @@ class _Resolver:
                 # One volume is one logical unit: what initiators share of it (reservations, mode pages) is one, too.
                 raise place.error(f"volume {volume!r} is lun {by_volume[volume]!r} already; map that one")
             by_volume[volume] = name
+            if section.naa is not None:
+                naa = section.naa.lower()
+                if naa in by_naa:
+                    # Multipath takes two paths to one name for two paths to one disk.
+                    raise (place / "naa").error(f"lun {by_naa[naa]!r} has that name already")
+                by_naa[naa] = name
             luns[name] = Lun(volume, _personality(section, place))
         return luns
 

@@ -74,6 +74,8 @@ def test_the_whole(tmp_path: Path) -> None:
         ('volume = "b"', 'volume = "B"', "lun.more.volume: 'B' is no name of a volume"),
         ("block-size = 4096", "block-size = 4096\nphysical-block-size = 512", "lun.disk: physical_block_bytes: 512"),
         ("block-size = 4096", 'naa = "1000000000000000"', "lun.disk: naa: 1000000000000000 is no NAA 2, 3 or 5"),
+        ("[lun.more]", '[lun.third]\nnaa = "3AAAAAAAAAAAAAAA"\n[lun.more]\nnaa = "3aaaaaaaaaaaaaaa"',
+         "lun.more.naa: lun 'third' has that name already"),
         ("[target.disk]", "[target.Disk]", "target.Disk: 'iqn.2024-05.com.example:Disk' is no iSCSI name"),
         ("[target.disk]", f'[target."{IQN}"]\nlun.0 = "more"\nportal-group = "inner"\n[target.disk]',
          "stands there twice"),
@@ -208,3 +210,11 @@ def test_how_good_a_way_a_portal_group_is(tmp_path: Path) -> None:
     plain = load(tmp_path, LEAST)
     assert plain.groups["default"].access is AccessState.ACTIVE_OPTIMIZED
     assert not any(target.may_set_access for target in plain.targets.values())
+
+
+@pytest.mark.parametrize("lets_all", ['initiators = ["*"]', 'networks = ["0.0.0.0/0", "::/0"]', ""])
+def test_an_acl_that_keeps_nobody_out_guards_nothing(tmp_path: Path, lets_all: str) -> None:
+    """It is as open as none, and must be said as such."""
+    text = f'[portal-group.default]\nlisten = ["0.0.0.0"]\n[acl.all]\n{lets_all}\n{LEAST}acl = "all"\n'
+    with pytest.raises(ConfigurationError, match="without CHAP or ACL"):
+        load(tmp_path, text)
