@@ -206,6 +206,8 @@ class Requests:
         if handle is None:
             raise OSError(errno.EBADF, f"there is no handle {request.handle}")
         await self.manager.close(handle)
+        if client.attachment is not None:
+            client.attachment.publish()  # the reply does not overtake what it tells the end of
         return control.Done(request.id)
 
     async def _create(self, client: Client, request: control.Create) -> control.Reply:

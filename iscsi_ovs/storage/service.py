@@ -234,8 +234,9 @@ class Service:
         if device.is_lost:
             self._later.append(partial(callback, None))  # the server that knew the handle is gone, and so is the handle
             return
+        # The fence goes through the ring: all that was submitted before has its completion when it is answered.
+        device.fence(lambda: self.request(control.Close(0, device.handle), closed))
         self.flush()
-        self.request(control.Close(0, device.handle), closed)
 
     def get_record(self, name: str, record: str, callback: Recording) -> None:
         """A volume's durable record (CONTRACTS 6); version 0 and no data where it was never put."""

@@ -56,7 +56,9 @@ class Open(Message, frozen=True):
 
 
 class Close(Message, frozen=True):
-    """Close a handle: its unstarted entries are discarded, the reply comes when the started ones are done."""
+    """Close a handle: its unstarted entries are discarded, the reply comes when the started ones are done, and behind
+    their completions. Entries that still stand in the ring are answered EBADF, perhaps after it: so fence first.
+    """
 
     id: int
     handle: int

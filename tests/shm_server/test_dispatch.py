@@ -11,8 +11,10 @@ import pytest
 
 from shm_server.abi import control, layout
 from shm_server.abi.layout import Opcode
-from shm_server.dispatch import BATCH_ENTRIES
+from shm_server.dispatch import BATCH_ENTRIES, Dispatcher
 from shm_server.operations import OPERATIONS
+from shm_server.server import Server
+from shm_server.stores import DelayRule
 from tests.shm_server.abi_client import AbiClient
 from tests.shm_server.conftest import ServerProcess
 
@@ -223,3 +225,20 @@ def test_many_threads_of_clients(server: ServerProcess, connect: Connect) -> Non
     for thread in threads:
         thread.join(60)
     assert failures == []
+
+
+def test_the_reply_to_close_does_not_overtake_completions(
+    in_process: Callable[..., Server], connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stand in the ring when it comes, whenever the turn's own publishing does."""
+    rule = DelayRule(operations=("flush",), seconds=0.05)
+    server = in_process(delays=[rule])
+    connect(server).create()
+    client = connect(server, "demo")
+    monkeypatch.setattr(Dispatcher, "publish", lambda self: None)
+    tag = client.push(Opcode.FLUSH)
+    client.publish()
+    while client.producer.free() < client.attached.submission_entries:
+        os.sched_yield()  # until the server has taken it
+    client.close_handle(client.handle)
+    assert [completion[:2] for completion in client.consumer.take()] == [(tag, 0)]

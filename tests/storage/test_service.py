@@ -266,6 +266,22 @@ def test_a_callback_that_raises_is_told_of(pair: Pair) -> None:
     assert queue_of(pair).in_flight == 0
 
 
+def test_a_handle_is_closed_behind_its_completions(pair: Pair) -> None:
+    """What is in the ring, and what waits for a place in it, has ended before the server hears of the close."""
+    device = pair.open()
+    pair.fake.is_holding = True
+    count = 2 * queue_of(pair).submission_entries
+    for _ in range(count):
+        device.submit(block.Request(Operation.FLUSH, done=pair.completions.append))
+    ends: list[int] = []
+    device.close(lambda error: ends.append(len(pair.completions)))
+    pair.turn(3)
+    assert not any(isinstance(request, control.Close) for request in pair.fake.seen)
+    pair.fake.is_holding = False
+    pair.until(lambda: ends)
+    assert ends == [count]
+
+
 def test_the_end_of_the_server_completes_everything(pair: Pair) -> None:
     """In flight, waiting, control requests, fences: all called back, then on_lost, with descriptors still open."""
     device = pair.open()
