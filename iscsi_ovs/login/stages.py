@@ -17,6 +17,7 @@ from iscsi_ovs.login.negotiation import (
     INITIATOR_ERROR,
     MISSING_PARAMETER,
     OUT_OF_RESOURCES,
+    SERVICE_UNAVAILABLE,
     SESSION_DOES_NOT_EXIST,
     UNSUPPORTED_VERSION,
     Negotiation,
@@ -55,11 +56,11 @@ class Step:
 class Login:
     """One connection's login phase.
 
-    ``check_target`` is called once, as soon as a normal session has named its target; it raises LoginError (02/03) for
-    one that isn't there. ``check_session`` is called if the first request carries a TSIH: is that a session whose
-    connection this may be in place of? It may raise what fits (such as 02/06, too many connections); where it says no,
-    or isn't set, the login is refused with 02/0A. ``policy`` says how this initiator must prove itself to this target
-    (None: discovery); it may refuse with LoginError, too.
+    ``check_target`` is called as soon as a normal session has named its target, and once more when it is to be let in;
+    it raises LoginError (02/03) for one that isn't there. ``check_session`` is called if the first request carries a
+    TSIH: is that a session whose connection this may be in place of? It may raise what fits (such as 02/06, too many
+    connections); where it says no, or isn't set, the login is refused with 02/0A. ``policy`` says how this initiator
+    must prove itself to this target (None: discovery), at the same two times; it may refuse with LoginError, too.
     """
 
     def __init__(self, portal_group_tag: int, offer: Offer | None = None, limits: TextLimits | None = None) -> None:
@@ -75,6 +76,8 @@ class Login:
         self._text_bytes = 0
         self._keys = 0
         self._identity: tuple[str | None, bool, str | None] | None = None  # who it is, and whom it wants
+        self._identified_by = 0  # the request that said so
+        self._policy: Policy | None = None
         self._authentication: Authentication | None = None
         self._is_finished = False
         self.check_target: Callable[[str], None] | None = None
@@ -200,14 +203,11 @@ class Login:
         if negotiation.initiator_name is None:
             raise refuse(MISSING_PARAMETER, "InitiatorName is missing")
         target = None if negotiation.is_discovery else negotiation.target_name
-        if not negotiation.is_discovery:
-            if target is None:
-                raise refuse(MISSING_PARAMETER, "TargetName is missing in a normal session")
-            if self.check_target is not None:
-                self.check_target(target)
-        policy = self.policy(negotiation.initiator_name, target)
-        self._authentication = Authentication(policy, self.random_bytes, negotiation.initiator_name)
-        self._identity = identity
+        if target is None and not negotiation.is_discovery:
+            raise refuse(MISSING_PARAMETER, "TargetName is missing in a normal session")
+        self._policy = self._ask(negotiation.initiator_name, target)
+        self._authentication = Authentication(self._policy, self.random_bytes, negotiation.initiator_name)
+        self._identity, self._identified_by = identity, self._requests
         return self._authentication
 
     def _proposals(self) -> list[Pair]:
@@ -231,8 +231,24 @@ class Login:
         answer |= pdu.TRANSIT | self._stage
         if self._stage != FULL_FEATURE_PHASE:
             return Step(answer, text)
+        if self._requests > self._identified_by:
+            self._confirm()
         self._is_finished = True
         return Step(answer, text, self._parameters())
+
+    def _confirm(self) -> None:
+        """A login may take its time, and who is let in stays: what was right at its first text must still be."""
+        assert self._identity is not None
+        name, is_discovery, target = self._identity
+        assert name is not None
+        policy = self._ask(name, None if is_discovery else target)
+        if policy != self._policy:
+            raise refuse(SERVICE_UNAVAILABLE, f"{name}: how it must prove itself has changed during its login")
+
+    def _ask(self, initiator_name: str, target_name: str | None) -> Policy:
+        if target_name is not None and self.check_target is not None:
+            self.check_target(target_name)
+        return self.policy(initiator_name, target_name)
 
     def _parameters(self) -> Parameters:
         first, authentication = self._first, self._authentication

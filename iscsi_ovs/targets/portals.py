@@ -85,9 +85,6 @@ class Portals:
         found = group.portals[0]
         return found.advertise or self._real.get(found.listen, found.listen)
 
-    def by_tag(self, tag: int) -> PortalGroup | None:
-        return next((group for group in self.groups.values() if group.tag == tag), None)
-
     def told(self, names: Iterable[str], at: Address, local: Address) -> list[str]:
         """TargetAddress values for portal groups, for an initiator that reached us at a portal, as ``local``.
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 
 from iscsi_ovs import pdu
+from iscsi_ovs.config.configuration import PortalGroup
 from iscsi_ovs.errors import LoginError, RedirectError
 from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net import portal
@@ -29,10 +30,7 @@ class Reception:
         self._portals = portals
         self._at = at
         self._host = portal.parse(peer).host
-        self._tag = 0
-        group = portals.group_at(at)
-        if group is not None:
-            self._tag = group.tag
+        self._came_in = portals.group_at(at)
         self._initiator_name = ""
         self.space = core.space
         self.output_ready = core.driver.output_ready
@@ -41,7 +39,14 @@ class Reception:
     @property
     def tag(self) -> int:
         """The tag of the portal group where the connection came in; it has it for life."""
-        return self._tag
+        return 0 if self._came_in is None else self._came_in.tag
+
+    def _group(self) -> PortalGroup | None:
+        """That group as it is now. One that has its tag since is another one: nobody came in there."""
+        if self._came_in is None:
+            return None
+        group = self._portals.groups.get(self._came_in.name)
+        return group if group is not None and group.tag == self._came_in.tag else None
 
     @property
     def host(self) -> str:
@@ -50,7 +55,7 @@ class Reception:
 
     def targets(self, connection: Connection) -> Sequence[tuple[str, Sequence[str]]]:
         """SendTargets: who is let in here is told of all portals of the target."""
-        group = self._portals.by_tag(self._tag)
+        group = self._group()
         if group is None:
             return []
         return [
@@ -66,7 +71,7 @@ class Reception:
         if not self._core.is_known:
             # Not "not found": Linux gives a session up for that, and this one may have outlived our predecessor.
             raise LoginError(*SERVICE_UNAVAILABLE, "the volume server was not reached yet")
-        group = self._portals.by_tag(self._tag)
+        group = self._group()
         node = self._nodes.find(name)
         if node is None or group is None or group.name not in node.wanted.groups:
             raise LoginError(*NOT_FOUND, f"no target {name!r}")
@@ -84,7 +89,7 @@ class Reception:
     def policy(self, initiator_name: str, target_name: str | None) -> Policy:
         """May this initiator log in here, and how must it prove itself? Raises LoginError."""
         self._initiator_name = initiator_name
-        group = self._portals.by_tag(self._tag)
+        group = self._group()
         if target_name is None:
             if group is None or group.discovery is None:
                 raise LoginError(*AUTHORIZATION_FAILURE, f"{initiator_name} may not discover here")

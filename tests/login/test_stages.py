@@ -139,13 +139,13 @@ def test_session_type_is_normal_unless_said() -> None:
     assert not step.finished.is_discovery
 
 
-def test_check_target_is_asked_once() -> None:
+def test_check_target_is_asked_at_the_first_text_and_before_the_end() -> None:
     side = login.Login(1)
     asked: list[str] = []
     side.check_target = asked.append
     send(side, SECURITY_TO_OPERATIONAL, IDENTITY)
     send(side, OPERATIONAL_TO_FULL_FEATURE, IDENTITY)
-    assert asked == [TARGET]
+    assert asked == [TARGET, TARGET]
 
 
 def test_check_target_refuses() -> None:

@@ -289,6 +289,29 @@ def test_a_login_under_way_when_its_map_changes(house: Reloaded) -> None:
     assert house.log_in(name=HOST_B).luns() == [0, 8]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        (f'["{HOST_A}", ', "[", (2, 2)),
+        ('lun.0 = "one"', 'auth-group = "chap"\nlun.0 = "one"', (3, 1)),
+        ('lun.0 = "one"', 'redirect = "192.0.2.9"\nlun.0 = "one"', (1, 1)),
+        ("[target.disk]", "[target.new]", (2, 3)),
+        ('["inner", "outer"]', '"outer"', (2, 3)),
+        ("[portal-group.inner]", '[portal-group.first]\nlisten = ["127.0.0.9:1"]\n[portal-group.inner]', (2, 3)),
+    ],
+)
+def test_a_login_that_began_before_the_reload(house: Reloaded, old: str, new: str, status: tuple[int, int]) -> None:
+    """What was right at its first text does not let it in any more: who takes his time gains nothing by it."""
+    client = house.client(name=HOST_A)
+    client.initiator.login(PREFIX + "disk")
+    client.move()  # who it is and whom it wants
+    assert client.initiator.login_status == (0, 0)
+    house.reload(old, new)
+    assert not client.initiator.is_logged_in
+    assert client.initiator.login_status == status
+    assert client.connection.is_closed
+
+
 def test_reload_while_the_volume_server_is_away(house: Reloaded) -> None:
     """LUNs come when it is back."""
     client = house.log_in()
