@@ -22,6 +22,7 @@ _SPEC_I_PT = 0x08
 _ALL_TG_PT = 0x04
 _UNREG = 0x02
 _APTPL = 0x01
+_MAX_LIST_BYTES = 64 << 10  # more than can be registered; megabytes of TransportIDs would hold everybody up
 _FLAGS, _RELATIVE_PORT, _TRANSPORT_ID_LENGTH = 20, 18, 20  # where they are
 
 
@@ -101,6 +102,8 @@ def _transport_ids(data: bytes) -> list[InitiatorPort]:
     end = start + TransportIds.unpack_from(data, PlainList.SIZE).length
     if end != len(data):
         raise CheckCondition(sense.PARAMETER_LIST_LENGTH_ERROR)
+    if end > _MAX_LIST_BYTES:
+        raise CheckCondition(sense.INSUFFICIENT_REGISTRATION_RESOURCES)
     ports = []
     at = start
     while at < end:
@@ -108,7 +111,7 @@ def _transport_ids(data: bytes) -> list[InitiatorPort]:
         ports.append(port)
     if not ports:
         raise _wrong(PlainList.SIZE)
-    return ports
+    return list(dict.fromkeys(ports))
 
 
 # Who is meant --------------------------------------------------------------------------------------------------

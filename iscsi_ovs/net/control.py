@@ -28,6 +28,7 @@ Handler = Callable[[], list[str]]
 
 _LINE_BYTES = 4096
 _CLIENTS = 8
+_ANSWER_LIMIT_S = 0.1  # whoever asked reads; the loop waits no longer for that
 _SO_PEERCRED_BYTES = 12  # struct ucred: pid, uid, gid
 
 
@@ -75,7 +76,9 @@ class ControlSocket:
         data += piece
         if b"\n" in data:
             try:
-                client.send(json.dumps(self._answer(bytes(data))).encode() + b"\n")
+                answer = json.dumps(self._answer(bytes(data))).encode() + b"\n"
+                client.settimeout(_ANSWER_LIMIT_S)  # a long one goes in pieces
+                client.sendall(answer)
             except OSError:
                 pass  # who asked has gone, or does not read
         elif piece and len(data) < _LINE_BYTES:

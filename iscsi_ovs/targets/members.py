@@ -104,6 +104,8 @@ class Members:
         if not core.is_known:  # it would find nothing
             self._refuse(connection, "the volume server was not reached yet")
             return
+        if self._is_full(connection):
+            return
         nexus = self._nexus(event, scsi.TargetPorts("", ()))
         session, told = connection.admit(nexus, self._next_tsih(), core.clock.now())
         self._discovery.add(session)
@@ -114,8 +116,7 @@ class Members:
         if self._core.is_stopping:
             self._refuse(connection, "the target stops")
             return
-        if len(self._by_session) + len(self._discovery) + len(self._pending) >= self.limit:
-            self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
+        if self._is_full(connection):
             return
         nexus = self._nexus(event, node.ports)
         if event.tsih:
@@ -127,6 +128,13 @@ class Members:
         node.members.append(member)
         self._core.clock.call_later(ADMISSION_LIMIT_S, lambda: self._overdue(connection, member))
         self._reinstate(member)
+
+    def _is_full(self, connection: Connection) -> bool:
+        """One session more would be too many: the login is refused."""
+        if len(self._by_session) + len(self._discovery) + len(self._pending) < self.limit:
+            return False
+        self._core.refuse(connection, OUT_OF_RESOURCES, f"there are {self.limit} sessions")
+        return True
 
     def _replace_connection(self, connection: Connection, tsih: int, nexus: scsi.Nexus, node: Node) -> None:
         """Section 6.3.4, connection reinstatement: it "causes the implicit logging out of the connection".

@@ -220,6 +220,15 @@ def test_registrations_have_a_limit(cluster: Cluster) -> None:
     assert cluster.keys() == []
 
 
+def test_a_parameter_list_has_a_limit(cluster: Cluster) -> None:
+    """A list that could never be registered is not looked through: a longest one would hold up everybody."""
+    ids = id_of("iqn.test:c") * (4 << 20 >> 5)
+    outcome = cluster.send("a1", REGISTER, plain_list(0, 1, SPEC_I_PT, with_ids(ids)))
+    assert code(outcome) == INSUFFICIENT_REGISTRATION_RESOURCES
+    twice = plain_list(0, 1, SPEC_I_PT, with_ids(id_of("iqn.test:c") * 2))
+    assert cluster.send("a1", REGISTER, twice).status == scsi.GOOD
+
+
 # RESERVE and RELEASE --------------------------------------------------------------------------------------------
 
 

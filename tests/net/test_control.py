@@ -23,13 +23,14 @@ class Room:
         self.owner = EchoOwner()
         self.asked = 0
         self.refusal: str | None = None
+        self.done = ["LUN 1 added"]
         self.control = ControlSocket(self.owner.driver, path, {"reload": self._reload})
 
     def _reload(self) -> list[str]:
         self.asked += 1
         if self.refusal is not None:
             raise ConfigurationError(self.refusal)
-        return ["LUN 1 added"]
+        return self.done
 
     def ask(self, request: str = "reload") -> list[str]:
         """From another thread, as another process would."""
@@ -139,6 +140,12 @@ def test_the_socket_of_the_dead(short_dir: Path) -> None:
     room = Room(path)
     assert room.ask() == ["LUN 1 added"]
     room.close()
+
+
+def test_a_long_answer(room: Room) -> None:
+    """More than a socket takes at once comes whole: another configuration may be different in thousands of LUNs."""
+    room.done = [f"LUN {number} of iqn.2016-01.com.openvstorage:disk added" for number in range(20_000)]
+    assert room.ask() == room.done
 
 
 def test_nobody_there(short_dir: Path) -> None:

@@ -194,6 +194,10 @@ def test_no_more_sessions_than_allowed(house: House, login: Login) -> None:
     login("both", isid=b"\x80\0\0\0\0\2")
     late = login("both", isid=b"\x80\0\0\0\0\3")
     assert late.initiator.login_status == (3, 2)
+    curious = house.client()
+    curious.initiator.login(None)
+    house.run()
+    assert curious.initiator.login_status == (3, 2), "discovery counts, too"
     first.lose()
     house.run()
     assert login("both", isid=b"\x80\0\0\0\0\3").initiator.is_logged_in
