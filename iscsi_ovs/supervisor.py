@@ -265,8 +265,13 @@ def _fate(code: int) -> str:
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """The command line of one of our own modules, with this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    """The command line of one of our own modules, with this interpreter.
+
+    -m looks for every module in the working directory first, whoever may write there (it may be /tmp, and we root). We
+    keep it from that by -P, unless we were found so ourselves.
+    """
+    is_from_here = not {"", os.getcwd()}.isdisjoint(sys.path)
+    return [sys.executable, *([] if is_from_here else ["-P"]), "-m", module, *arguments]
 
 
 def supervise(children: Sequence[Child], between: Callable[[int], None]) -> int:

@@ -295,3 +295,11 @@ def test_killed_supervisor(tmp_path: Path) -> None:
         parent.wait(10)
     assert all(processes.wait_gone(pid, 5.0) for pid in children)
     assert "a stopped" not in stage.log()
+
+
+def test_modules_in_the_working_directory_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write where we are started does not run as we do. Where we came from there ourselves, so do they."""
+    assert supervisor.python_module("shm_server")[1:] == ["-m", "shm_server"]
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('this is not msgspec')")
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(supervisor.python_module("shm_server", "--help"), check=True, capture_output=True, timeout=60)
