@@ -8,6 +8,7 @@ knows no socket, no volume, no ring.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import logging
 import os
@@ -261,8 +262,16 @@ class Runtime:
         if self._submitted > len(self._threads) < MAX_WORKERS:
             # Daemons: a thread stuck on a dead disk must not keep the process from ending.
             thread = threading.Thread(target=self._work, name=f"worker-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the machine has no more of them: those that there are do it in time
+                if not self._threads:
+                    call.error = OSError(errno.EAGAIN, str(error))
+                    self.finished.append(call)
+                    self.wake()
+                    return
+            else:
+                self._threads.append(thread)
         self._queue.put(call)
 
     def _work(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,33 @@ def test_a_failed_fsync_of_growing_is_sticky(
     with pytest.raises(OSError) as caught:
         run(volume.flush())
     assert caught.value.errno == errno.EIO
+    volume.close()
+
+
+def test_a_machine_without_another_thread(
+    runtime: Runtime, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With none at all the operation fails; later those that there are do what comes."""
+    volume = make(runtime, tmp_path, "file")
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError) as caught:
+            run(volume.flush())
+    assert caught.value.errno == errno.EIO
+    volume.close()
+    volume = make(runtime, tmp_path / "again", "file")
+    run(volume.flush())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        ended: list[object] = []
+        Job(volume.discard(0, SIZE, never), lambda value, error: ended.append(error)).start()
+        run(volume.flush())
+        run(volume.discard(0, SIZE, never))
+    assert ended == [None]
     volume.close()
 
 
