@@ -173,7 +173,11 @@ class Manager:
 
     def _remove(self, name: str) -> None:
         self._catalog.begin_remove(name)
-        self._stores.remove(name)
+        try:
+            self._stores.remove(name)
+        except OSError:
+            self._catalog.finish_create(name)  # it stays, and is used: the next start must not remove it
+            raise
         self._catalog.forget(name)
 
     async def resize(self, name: str, size_bytes: int, by: object = None) -> VolumeInfo:

@@ -72,8 +72,8 @@ class FileStores:
             raise
 
     def remove(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)  # first: a store that stays keeps its record
         self._redo_path(name).unlink(missing_ok=True)
-        self.path(name).unlink(missing_ok=True)
         sync_directory(self._directory)
 
     def allocated_bytes(self, name: str) -> int:

@@ -21,6 +21,7 @@ import pytest
 from shm_server import locks
 from shm_server.abi import control, layout
 from shm_server.server import Server
+from shm_server.stores.file import FileStores
 from tests.shm_server.abi_client import AbiClient, RefusedError
 from tests.shm_server.conftest import ROOT, ServerProcess
 
@@ -436,6 +437,28 @@ def test_an_unfinished_creation_is_undone_at_the_next_start(server: ServerProces
     assert [info.name for info in client.call(control.List(client.id())).infos] == ["whole"]
     assert not (server.pool / "volumes" / "half.raw").exists()
     client.create("half", 4096)
+
+
+def test_a_volume_that_could_not_be_removed_is_there_after_a_restart(
+    in_process: Callable[..., Server], connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is listed and can be written to, so it is no volume that the next start may remove."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the directory can't be written")
+
+    client = connect(in_process())
+    client.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(FileStores, "remove", fail)
+        with refused(errno.EIO, "can't be written"):
+            client.call(control.Remove(client.id(), "demo"))
+    client.attach()
+    client.open()
+    client.write(0, b"x" * 512)
+    database = sqlite3.connect(tmp_path / "pool" / "catalogue.sqlite")
+    assert database.execute("SELECT name, state FROM volumes").fetchall() == [("demo", "ready")]
+    database.close()
 
 
 def test_memory_and_null_stores_serve_too(start_server: Start, connect: Connect, tmp_path: Path) -> None:
