@@ -12,6 +12,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ DEFAULT_VOLUME = ("demo", 10 << 30)
 ANSWER_LIMIT_S = 30.0  # for a server that is there, and does not answer
 # What the target asks of the server: more than one client may have, so it gets its whole share.
 _SEGMENT_WISH_BYTES = 1 << 40
+_OTHER_DESCRIPTORS = 256  # beside those of connections: portals, the volume server, files that are read
 _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its zero
 
 _EXIT_OF_ERRNO = {errno.ENOENT: EXIT_NOT_FOUND, errno.EEXIST: EXIT_BUSY, errno.EBUSY: EXIT_BUSY}
@@ -305,6 +307,7 @@ def target(
     from iscsi_ovs.shm_client import Service
 
     _log_to_stderr("target")
+    _raise_descriptor_limit()
     if config_file is not None and (iqn_prefix or instance):
         raise ConfigurationError("with --config names stand in the file")
     addresses = _portals_of(config_file, portal_texts, advertise, is_open)
@@ -343,6 +346,19 @@ def target(
         _complain(server.refusal.strerror or str(server.refusal))
         return EXIT_FAILED
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Every connection is a descriptor, and many systems allow a process 1024 where it does not ask for more."""
+    from iscsi_ovs.net.driver import MAX_CHANNELS
+
+    wanted = MAX_CHANNELS + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning("only %d descriptors are allowed (RLIMIT_NOFILE): so many connections, and no more", allowed)
 
 
 def _end(server: targets.TargetServer, signum: int, frame: FrameType | None) -> None:

@@ -457,3 +457,16 @@ def test_unprivileged(make_serve: Callable[..., Serve], short_dir: Path) -> None
         assert initiator.command(bytes.fromhex("2a000000000000000800"), write=b"n" * 4096).status == 0
     assert (serve.state_dir / "pool").stat().st_uid == 65534
     assert serve.stop() == 0, serve.log_tail()
+
+
+@pytest.mark.parametrize(("hard", "raised"), [(2048, 2048), (8192, 4352)])
+def test_as_many_connections_as_are_promised(hard: int, raised: int) -> None:
+    """A target asks for a descriptor for each, as far as it may have them, and says where it may not."""
+    script = (
+        f"import logging, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, {hard}));"
+        "from iscsi_ovs import cli; logging.basicConfig(); cli._raise_descriptor_limit();"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == [str(raised), str(hard)]
+    assert ("only 2048 descriptors" in done.stderr) is (hard == 2048)

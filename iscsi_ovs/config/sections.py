@@ -35,7 +35,7 @@ class Session(Section, frozen=True):
     logout_timeout: Seconds = 10.0
     transfer_timeout: Seconds = 30.0
     stall_timeout: Seconds = 60.0
-    max_sessions: Annotated[int, Meta(ge=1, le=65535)] = 4096
+    max_sessions: Annotated[int, Meta(ge=1, le=4096)] = 4096  # net.driver has no more connections
 
 
 class PortalGroup(Section, frozen=True):
