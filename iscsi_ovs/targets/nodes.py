@@ -8,7 +8,7 @@ volume's name, LUN 0 is the disk; it comes and goes with its volume, and its ses
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from iscsi_ovs import scsi
@@ -140,9 +140,8 @@ class Nodes:
 
     def _change(self, node: Node, target: Target) -> list[str]:
         """A node is to be different: its sessions first, then its LUNs."""
-        known = {lun_map.initiators: lun_map for lun_map in node.maps}
         node.wanted = target
-        node.maps = [known.get(wanted.initiators) or LunMap({}, wanted.initiators) for wanted in target.maps]
+        node.maps = _maps_for(target.maps, node.maps)
         changes = [f"target {node.iqn} changed"]
         for member in list(node.members):
             reason = None if member.is_leaving else self._objection(node, member)
@@ -214,6 +213,23 @@ class Nodes:
 def _port_group(group: PortalGroup) -> scsi.PortGroup:
     """The tag is the target port group's number, and, there being one port in each, that port's."""
     return scsi.PortGroup(group.tag, group.tag, group.access, group.is_preferred)
+
+
+def _maps_for(wanted: Sequence[WantedMap], known: Sequence[LunMap]) -> list[LunMap]:
+    """The known maps, as those that are wanted now: a map stays one where an initiator of it stays, so that others may
+    come to it and go. The last one, for everybody, is always the same."""
+    left = list(known[:-1])
+    maps: list[LunMap] = []
+    for each in wanted[:-1]:
+        same = next((old for old in left if old.initiators == each.initiators), None)
+        same = same or next((old for old in left if not set(old.initiators).isdisjoint(each.initiators)), None)
+        if same is None:
+            maps.append(LunMap({}, each.initiators))
+        else:
+            left.remove(same)
+            same.initiators = each.initiators
+            maps.append(same)
+    return [*maps, known[-1]]
 
 
 def _personalities(targets: Mapping[str, Target]) -> dict[str, scsi.Personality]:

@@ -253,6 +253,23 @@ def test_an_initiator_gets_a_map_of_its_own(house: Reloaded) -> None:
     assert house.log_in(name=HOST_A).luns() == [9]
 
 
+def test_an_initiator_comes_to_a_map_that_others_have(house: Reloaded) -> None:
+    """Who has the map keeps its session and its LUNs, in whatever order the maps stand; who leaves it, does not."""
+    own_map = f'\n[[target.disk.map]]\ninitiators = ["{HOST_A}"]\nlun.9 = "three"\n'
+    house.reload("\n[target.other]", own_map + "[target.other]")
+    own, other = house.log_in(name=HOST_A), house.log_in(name=HOST_B)
+    assert own.luns() == [9]
+    shared = own_map.replace(f'"{HOST_A}"', f'"{HOST_B}", "{HOST_A}"')
+    before = '\n[[target.disk.map]]\ninitiators = ["iqn.2020-01.com.example:c"]\nlun.9 = "one"\n'
+    house.reload("\n[target.other]", before + shared + "lun.10 = 'two'\n[target.other]")
+    assert not own.connection.is_closed
+    assert other.connection.is_closed
+    assert own.luns() == house.log_in(name=HOST_B).luns() == [9, 10]
+    house.reload("\n[target.other]", own_map.replace(HOST_A, HOST_B) + "[target.other]")
+    assert own.connection.is_closed
+    assert house.log_in(name=HOST_A).luns() == [0, 1]
+
+
 @pytest.mark.parametrize("taken", ["127.0.0.3:3262", "127.0.0.4:3261"])
 def test_a_portal_that_can_not_be_had_refuses_all(house: Reloaded, taken: str) -> None:
     """The old configuration goes on, its portals too, even those that had given way."""
