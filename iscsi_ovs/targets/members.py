@@ -44,6 +44,7 @@ class Member:
     is_leaving: bool = False
     is_closing: bool = False  # its handles are being closed, or were
     on_gone: list[Callable[[], None]] = field(default_factory=list)
+    stop_waiting: Callable[[], None] = lambda: None  # for who was there before its login
 
     @property
     def router(self) -> scsi.TaskRouter:
@@ -170,6 +171,13 @@ class Members:
             self._open_for_login(member)
             return
         one_gone = countdown(len(older), lambda: self._open_for_login(member))
+
+        def stop_waiting() -> None:
+            for other in older:
+                if one_gone in other.on_gone:
+                    other.on_gone.remove(one_gone)
+
+        member.stop_waiting = stop_waiting
         for other in older:
             other.on_gone.append(one_gone)
             if not other.is_leaving:
@@ -234,6 +242,7 @@ class Members:
         """A connection ends: if its login waits here, it waits no longer."""
         member = self._pending.pop(connection, None)
         if member is not None:
+            member.stop_waiting()  # an initiator tries again as long as a disk is stuck: nothing may be left of that
             self._leave(member)
 
     # The volume server -----------------------------------------------------------------------------------------
