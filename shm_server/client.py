@@ -19,7 +19,7 @@ from shm_server.dispatch import Attachment
 from shm_server.runtime import Wait
 from shm_server.volumes.handle import Handle
 
-MAX_OUTPUT_BYTES = 8 << 20  # replies and events that a client has not read
+MAX_OUTPUT_BYTES = 2 * control.MAX_ANSWER_BYTES  # replies and events that a client has not read
 MAX_REQUESTS = 256  # control requests of one client in progress
 RECEIVE_BYTES = 64 << 10
 

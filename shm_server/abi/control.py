@@ -1,6 +1,7 @@
 """The control and management plane: typed messages on one Unix stream socket.
 
-A message is a 4-byte little-endian length and so many bytes of msgpack (at most 1 MiB), one tagged msgspec struct.
+A message is a 4-byte little-endian length and so many bytes of msgpack, one tagged msgspec struct: at most 1 MiB from a
+client, and 8 MiB from the server, which may have a long list to tell.
 A request carries an ``id`` that its one reply repeats; events carry a ``sequence`` and are answered by ``Ack`` where
 somebody waits for them. The reply to Attach brings four descriptors by SCM_RIGHTS, in this order: slot segment, ring
 mapping, submission doorbell, completion doorbell. The end of the stream is the death of the peer.
@@ -17,7 +18,8 @@ import msgspec
 from shm_server.abi import layout
 
 LENGTH = struct.Struct("<I")
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_REQUEST_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 8 << 20
 MAX_RECORD_BYTES = 64 << 10
 ATTACH_DESCRIPTORS = 4
 
@@ -338,6 +340,8 @@ def encode(message: Message) -> bytes:
 class _Reader:
     """Cuts a byte stream into messages; fed as it comes."""
 
+    limit_bytes: int  # of one message
+
     def __init__(self) -> None:
         self._buffer = bytearray()
 
@@ -348,8 +352,8 @@ class _Reader:
         start = 0
         while len(buffer) - start >= LENGTH.size:
             (length,) = LENGTH.unpack_from(buffer, start)
-            if length > MAX_MESSAGE_BYTES:
-                raise ControlError(f"a control message of {length} bytes (at most {MAX_MESSAGE_BYTES})")
+            if length > self.limit_bytes:
+                raise ControlError(f"a control message of {length} bytes (at most {self.limit_bytes})")
             if len(buffer) - start - LENGTH.size < length:
                 break
             start += LENGTH.size
@@ -362,6 +366,8 @@ class _Reader:
 class RequestReader(_Reader):
     """The server's side: bytes in, requests out."""
 
+    limit_bytes = MAX_REQUEST_BYTES
+
     def feed(self, data: bytes) -> list[Request]:
         """The requests that are now whole. Raises ControlError."""
         try:
@@ -372,6 +378,8 @@ class RequestReader(_Reader):
 
 class AnswerReader(_Reader):
     """The client's side: bytes in, replies and events out."""
+
+    limit_bytes = MAX_ANSWER_BYTES
 
     def feed(self, data: bytes) -> list[Reply | Event]:
         """The replies and events that are now whole. Raises ControlError."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from shm_server import locks
+from shm_server import locks, manager, requests
 from shm_server.abi import control, layout
 from shm_server.server import Server
 from shm_server.stores.file import FileStores
@@ -145,6 +145,19 @@ def test_volumes_are_made_listed_grown_and_removed(server: ServerProcess, connec
     assert [info.name for info in client.call(control.List(client.id())).infos] == ["a.b-c"]
     assert client.create("b", 4096).uuid != first.uuid
     assert sorted(os.listdir(server.pool / "volumes")) == ["a.b-c.raw", "b.raw"]
+
+
+def test_a_list_of_all_that_there_can_be_is_one_message() -> None:
+    """As many volumes as a pool can have, and as many handles as eight clients, each with the longest words: or no
+    target could attach to such a pool any more."""
+    words = "€" * requests.MAX_WORDS
+    info = control.VolumeInfo("a" * 63, "f" * 32, 2**62, 2**62, 2**31, True, False, words, 2**20, 65535, False, False)
+    handle = control.HandleInfo(2**31, "a" * 63, "rw", "o" * 40, words, 2**22, 2**60, 2**60, 2**60, 2**60, 2**16)
+    for message in (
+        control.Volumes(2**31, [info] * manager.MAX_VOLUMES),
+        control.Handles(2**31, [handle] * 8 * requests.MAX_HANDLES),
+    ):
+        assert control.AnswerReader().feed(control.encode(message)) == [message]
 
 
 def test_management_errors_are_those_of_the_manual(start_server: Start, connect: Connect) -> None:
