@@ -42,6 +42,7 @@ __all__ = [
     "Context",
     "DeviceHandle",
     "HandleStat",
+    "ReleaseRequested",
     "Service",
     "Volume",
     "VolumeStat",
@@ -50,6 +51,7 @@ __all__ = [
 BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal all the same
 
 HandleStat = control.HandleInfo
+ReleaseRequested = control.ReleaseRequested
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 _CONNECT_LIMIT_S = 5.0
@@ -288,6 +290,24 @@ class Context:
         self._is_polled = True
         self._service.arm()
         return self._epoll.fileno()
+
+    def control_fileno(self) -> int:
+        """Readable when the server has an event for us or is gone: poll() then. For who is idle between blocking calls,
+        and need not be woken by completions. Another one after reconnect().
+        """
+        self._check_connected()
+        return self._service.control_fileno()
+
+    @property
+    def is_connected(self) -> bool:
+        """False from the moment that a call or poll() has seen the server's end, until reconnect()."""
+        return self._lost_by is None and self._service.is_connected
+
+    @property
+    def pool(self) -> str:
+        """Where the server keeps its volumes, in its own words; "" while not connected."""
+        welcome = self._service.welcome
+        return "" if welcome is None else welcome.pool
 
     def poll(self) -> int:
         """Handle what is there, without blocking: completions and their callbacks, events, the server's death."""
