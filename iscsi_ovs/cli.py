@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -414,12 +414,15 @@ def volume() -> None:
     """Create, list, grow and remove volumes of a running server."""
 
 
-@contextmanager
-def _context(state_dir: Path | None) -> Iterator[Context]:
+def _context(state_dir: Path | None) -> AbstractContextManager[Context]:
     """A management connection to the running server; exit 5 where there is none."""
+    return _context_at(paths.socket_path(state_dir))
+
+
+@contextmanager
+def _context_at(path: Path) -> Iterator[Context]:
     from iscsi_ovs.shm_client import Context
 
-    path = paths.socket_path(state_dir)
     try:
         context = Context(path, words=f"iscsi-ovs pid {os.getpid()}", answer_limit_s=ANSWER_LIMIT_S)
     except TimeoutError as error:
@@ -536,3 +539,41 @@ def volume_remove(name: str, force: bool, state_dir: Path | None) -> None:
     """Remove the volume NAME and all that is on it."""
     with _context(state_dir) as context:
         context.remove_volume(name, force=force)
+
+
+# mount -------------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Stay, and serve it in this process.")
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="The volume server's socket.")
+@state_dir_option
+@click.option("--ready-fd", type=int, hidden=True)
+def mount(
+    directory: Path, foreground: bool, socket_path: Path | None, state_dir: Path | None, ready_fd: int | None
+) -> None:
+    """Mount the volumes on DIRECTORY: each is a file NAME.raw there (FUSE). Returns when it is mounted.
+
+    "truncate -s 10G" and "qemu-img create -f raw" on a new name create a thin volume; "iscsi-ovs unmount" ends it.
+    """
+    from iscsi_ovs.interfaces import mounting
+
+    real = mounting.check(directory)
+    path = (socket_path or paths.socket_path(state_dir)).absolute()
+    if not foreground:
+        with _context_at(path):
+            pass  # exit code 5, and its sentence, without another process
+        mounting.mount(real, path)
+        return
+    _log_to_stderr("mount")
+    mounting.serve(real, path, ready_fd)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def unmount(directory: Path) -> None:
+    """End a mount of volumes. Exit code 4 while files on it are open."""
+    from iscsi_ovs.interfaces import mounting
+
+    mounting.unmount(directory)

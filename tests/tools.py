@@ -41,3 +41,10 @@ def require_root_and_tun() -> None:
         _absent("a Linux guest needs root for its network namespace: run the tests as root")
     if not Path("/dev/net/tun").exists():
         _absent("a Linux guest needs /dev/net/tun: modprobe tun, or give the container that device")
+
+
+def require_fuse() -> None:
+    """A mount needs /dev/fuse, fusermount3 and mfusepy."""
+    if not Path("/dev/fuse").exists():
+        _absent("a mount needs /dev/fuse: modprobe fuse, or give the container that device")
+    require_tool("fusermount3", "fuse3")

@@ -1,0 +1,1 @@
+"""Other interfaces on the client library, each its own process."""

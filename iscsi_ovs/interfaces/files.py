@@ -1,0 +1,271 @@
+"""Volumes as files: what a name means, who has a file open, how large it is, how it comes to be and grows.
+
+A file NAME.raw is the volume NAME. A file that was created and has no size yet is only known here: the first truncate
+or write gives it one, and that makes the volume. Sizes are the server's: multiples of 4096 bytes, never smaller than
+before (EPERM). A volume is held for writing from the first open for writing to the last close, over whichever lanes.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from iscsi_ovs.interfaces.lanes import Lane, Lanes, Volume
+from iscsi_ovs.shm_client import VolumeStat
+
+SUFFIX = ".raw"
+SIZE_STEP_BYTES = 4096  # the server rounds sizes up to this
+CLOSE_LIMIT_S = 0.5  # a close whose release is on its way is waited for so long before unlink says EBUSY
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")  # CONTRACTS 4
+
+
+def volume_name(path: str) -> str | None:
+    """The volume that a path in the directory means; None: none can have this name."""
+    file_name = path[1:]
+    name = file_name.removesuffix(SUFFIX)
+    return name if name != file_name and _NAME.fullmatch(name) else None
+
+
+def file_name(volume: str) -> str:
+    return volume + SUFFIX
+
+
+class File:
+    """A file that somebody has open, or that has no size yet."""
+
+    __slots__ = ("change", "is_dirty", "is_volume", "name", "opens", "volume", "writers")
+
+    def __init__(self, name: str, *, is_volume: bool) -> None:
+        self.name = name
+        self.volume = Volume(name)
+        self.is_volume = is_volume  # False: of size 0, and unknown to the server
+        self.is_dirty = False  # written since the last flush
+        self.opens = 0
+        self.writers = 0
+        self.change = threading.RLock()  # held by who opens, closes, creates or grows it
+
+
+class Files:
+    """Every file that is open or has no size yet."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._files: dict[str, File] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Condition(self._lock)
+        lanes.written = lambda: [file.volume for file in list(self._files.values()) if file.volume.is_written]
+
+    # Looking -------------------------------------------------------------------------------------------------------
+
+    def stat(self, name: str) -> VolumeStat | None:
+        """None: it has no size yet. ENOENT."""
+        file = self._files.get(name)
+        if file is not None and not file.is_volume and not self._appeared(file):
+            return None
+        return self._stat(name)
+
+    def names(self) -> list[str]:
+        """Every file of the directory."""
+        listed = {info.name for info in self._lanes.perform(_list)}
+        pending = {name for name, file in list(self._files.items()) if not file.is_volume}
+        return sorted(listed | pending)
+
+    def _stat(self, name: str) -> VolumeStat:
+        return self._lanes.perform(_stat, name)
+
+    def _appeared(self, file: File) -> bool:
+        """Whether somebody else has made a volume of that name meanwhile: then it is the file."""
+        try:
+            self._stat(file.name)
+        except FileNotFoundError:
+            return False
+        self._become_volume(file)
+        return True
+
+    def _become_volume(self, file: File) -> None:
+        """It has a size now; who opened it for writing holds it."""
+        with file.change:
+            if not file.is_volume:
+                file.is_volume = True
+                if file.writers:
+                    self._hold(file)
+                if not file.opens:
+                    self._forget(file)
+
+    # Opening and closing -------------------------------------------------------------------------------------------
+
+    def create(self, name: str) -> File:
+        """A new file of size 0, opened for writing. EEXIST."""
+        with self._lock:
+            file = self._files.get(name)
+            if file is None:
+                file = self._files[name] = File(name, is_volume=False)
+                file.opens = file.writers = 1
+                return file
+        raise OSError(errno.EEXIST, f"{file_name(name)} exists")
+
+    def open(self, name: str, *, for_writing: bool, truncate: bool) -> File:
+        """ENOENT; EBUSY: somebody else writes it; EPERM: truncate to 0 what has a size."""
+        while True:
+            with self._lock:
+                file = self._files.setdefault(name, File(name, is_volume=True))
+            with file.change:
+                if self._files.get(name) is not file:
+                    continue  # its last close was just then
+                try:
+                    self._open(file, for_writing, truncate)
+                finally:
+                    self._forget_unused(file)
+                return file
+
+    def _open(self, file: File, for_writing: bool, truncate: bool) -> None:
+        if file.is_volume:
+            if truncate:
+                self._stat(file.name)
+                raise OSError(errno.EPERM, "a volume can't shrink")
+            if for_writing and not file.writers:
+                self._hold(file)
+            elif not for_writing and not file.opens:
+                self._lanes.perform(Lane.open, file.volume, False)
+        file.opens += 1
+        file.writers += for_writing
+
+    def _hold(self, file: File) -> None:
+        """Take the writer's right, on one lane for the time being."""
+        self._lanes.perform(Lane.open, file.volume, True)
+        file.volume.is_written = True
+
+    def close(self, file: File, *, for_writing: bool) -> None:
+        """The kernel has released an open file."""
+        with file.change:
+            file.opens -= 1
+            file.writers -= for_writing
+            if not file.opens or (for_writing and not file.writers):
+                if file.is_dirty and not file.volume.is_gone:
+                    self.flush(file)
+                file.volume.is_written = file.writers > 0
+                self._lanes.let_go(file.volume)
+            self._forget_unused(file)
+
+    def _forget_unused(self, file: File) -> None:
+        if not file.opens and file.is_volume:
+            self._forget(file)
+
+    def _forget(self, file: File) -> None:
+        with self._closed:
+            if self._files.get(file.name) is file:
+                del self._files[file.name]
+            self._closed.notify_all()
+
+    def unlink(self, name: str) -> None:
+        """Remove the volume, or forget what had no size. EBUSY: it is open here or elsewhere; ENOENT."""
+        deadline = time.monotonic() + CLOSE_LIMIT_S
+        with self._closed:
+            while (file := self._files.get(name)) is not None and (file.opens or file.is_volume):
+                if not self._closed.wait(deadline - time.monotonic()):
+                    raise OSError(errno.EBUSY, f"{file_name(name)} is open")
+            if file is not None:
+                del self._files[name]
+                return
+        self._lanes.perform(_remove, name)
+
+    # Data ----------------------------------------------------------------------------------------------------------
+
+    def read(self, file: File, target: Any, size: int, offset: int) -> int:
+        """Into a ctypes pointer; short across the end, 0 beyond."""
+        if not file.is_volume:
+            return 0
+        return self._lanes.perform(Lane.read, file.volume, target, size, offset)
+
+    def write(self, file: File, source: Any, size: int, offset: int, fua: bool) -> int:
+        """From a ctypes pointer; the volume grows, or comes to be, where it ends before the data."""
+        file.is_dirty = True
+        if not file.is_volume:
+            self.grow(file.name, offset + size)
+        try:
+            return self._lanes.perform(Lane.write, file.volume, source, size, offset, fua)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+        self.grow(file.name, offset + size)
+        return self._lanes.perform(Lane.write, file.volume, source, size, offset, fua)
+
+    def flush(self, file: File) -> None:
+        """Make durable what is written. EIO: some of it may be lost."""
+        if not file.is_volume or not file.is_dirty:
+            return
+        file.is_dirty = False  # before: what is written from now on wants another
+        try:
+            self._lanes.perform(Lane.flush, file.volume)
+        except OSError:
+            file.is_dirty = True
+            raise
+
+    def discard(self, file: File, offset: int, length: int) -> None:
+        """Give a range's space back."""
+        self._within(file, Lane.discard, offset, length)
+
+    def write_zeroes(self, file: File, offset: int, length: int) -> None:
+        """Zero a range; its space stays allocated."""
+        self._within(file, Lane.write_zeroes, offset, length)
+
+    def _within(self, file: File, action: Callable[[Lane, Volume, int, int], None], offset: int, length: int) -> None:
+        """As Linux does it, what lies beyond the end is nothing."""
+        if not file.is_volume:
+            return
+        end = min(offset + length, self._stat(file.name).size_bytes)
+        if offset < end:
+            file.is_dirty = True
+            self._lanes.perform(action, file.volume, offset, end - offset)
+
+    # Size ----------------------------------------------------------------------------------------------------------
+
+    def truncate(self, name: str, size: int) -> None:
+        """Give it this size, rounded up. EPERM: it has a larger one. ENOENT, EFBIG."""
+        info = self.stat(name)
+        if info is None or info.size_bytes < size:
+            self.grow(name, size)
+        elif info.size_bytes - size >= SIZE_STEP_BYTES:
+            raise OSError(errno.EPERM, f"volume {name} has {info.size_bytes} bytes: a volume can't shrink")
+
+    def grow(self, name: str, size: int) -> None:
+        """Let it have ``size`` at least."""
+        with self._lock:
+            file = self._files.get(name)
+        if file is None:
+            self._lanes.perform(_grow, name, size)
+            return
+        with file.change:
+            if file.is_volume or self._appeared(file):
+                self._lanes.perform(_grow, name, size)
+            elif size:
+                self._lanes.perform(Lane.create, name, size)
+                self._become_volume(file)
+
+
+def _list(lane: Lane) -> list[VolumeStat]:
+    found: list[VolumeStat] = lane.context.list_volumes()
+    return found
+
+
+def _stat(lane: Lane, name: str) -> VolumeStat:
+    found: VolumeStat = lane.context.stat_volume(name)
+    return found
+
+
+def _remove(lane: Lane, name: str) -> None:
+    lane.context.remove_volume(name)
+
+
+def _grow(lane: Lane, name: str, size: int) -> None:
+    """Two that grow it at once: the smaller one has what it wants."""
+    if lane.context.stat_volume(name).size_bytes < size:
+        try:
+            lane.context.truncate_volume(name, size)
+        except PermissionError:
+            if lane.context.stat_volume(name).size_bytes < size:
+                raise
