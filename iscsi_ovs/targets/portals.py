@@ -101,6 +101,9 @@ class Portals:
                 elif real is None or (portal.is_loopback(real) and not portal.is_loopback(local)):
                     continue
                 else:
-                    address = Address(local.host, real.port) if real.host in portal.WILDCARDS else real
+                    is_everywhere = real.host in portal.WILDCARDS
+                    if is_everywhere and real.host == "0.0.0.0" and ":" in local.host:
+                        continue  # it is not to be had by IPv6
+                    address = Address(local.host, real.port) if is_everywhere else real
                 found.append(f"{address},{group.tag}")
         return list(dict.fromkeys(found))

@@ -240,6 +240,12 @@ def test_send_targets_from_elsewhere(house: House) -> None:
     assert client.send_targets() == {PREFIX + "both": ["203.0.113.1:3261,7", "203.0.113.1:3262,7"]}
 
 
+def test_send_targets_by_ipv6(login: Login) -> None:
+    """What listens on 0.0.0.0 is not to be had at the address that the initiator came to."""
+    client = login(None, SIX, host="::1")
+    assert client.send_targets()[PREFIX + "both"] == ["127.0.0.1:3260,1", "[::1]:3260,1"]
+
+
 def test_send_targets_in_a_normal_session(login: Login) -> None:
     """Its own target alone."""
     client = login("both", OUTER, host="198.51.100.7")
