@@ -34,7 +34,7 @@ class TextError(errors.ProtocolError):
 # "standard-label" of section 6.1, except that iSCSIProtocolLevel (RFC 7144) starts with a small letter, and
 # that public extension keys were once written X#Key.
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9.\-+@_#]{0,62}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # names go into logs, and logs to terminals
 
 
 def _pair(piece: bytes, limits: TextLimits) -> Pair:

@@ -37,7 +37,7 @@ from iscsi_ovs.wire import Derived
 LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
 OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
 OUTPUT_LIMIT_PIECES = 65536  # … and small answers cost more than their bytes
-UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
+UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed, or targets listed, and reads nothing
 
 
 INVALID_DURING_LOGIN = (2, 0x0B)  # Status-Class and Status-Detail of section 11.13.5
@@ -445,6 +445,9 @@ class Connection:
         session = self._in_session()
         if not session.accepts(header):
             return
+        if session.parameters.is_discovery and self.outbox.pending_bytes > UNREAD_ANSWERS_LIMIT_BYTES:
+            # A list of a thousand targets, asked for a thousand times in one breath, perhaps by somebody unknown.
+            raise ConnectionAbortError("targets are asked for, and the answers are not read")
 
         def answer() -> None:
             session.release_place(header)

@@ -64,6 +64,8 @@ def test_counted_padding_is_let_pass(padding: int) -> None:
         b"A=1\x01\0",
         b"A=1\n\0",
         b"A=\x7f\0",
+        b"A=\xc2\x9b2J\0",  # CSI in one character: a terminal obeys it
+        b"A=\xe2\x80\xa8\0",  # LINE SEPARATOR
         b"A=1\0A=1\0",  # twice
         b"A=1\0B=1\0A=2\0",
         b"A=" + b"v" * 8193 + b"\0",

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session import events
-from iscsi_ovs.session.connection import OUTPUT_LIMIT_PIECES
+from iscsi_ovs.session.connection import OUTPUT_LIMIT_PIECES, Connection
 from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.session import Session
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.session.states import State
 from iscsi_ovs.storage.slots import SlotPool
 from iscsi_ovs.testing.initiator import Initiator, encode
-from tests.session.conversation import BLOCK, Conversation, read_cdb, write_cdb
+from tests.session.conversation import BLOCK, TARGET, Conversation, read_cdb, write_cdb
 
 SLOT = 4096
 
@@ -393,6 +393,29 @@ def test_pings_with_data_that_nobody_reads_end_the_connection() -> None:
     for _ in range(10):
         talk.to_target(ping)
     closed(talk)
+    talk.end()
+
+
+def test_lists_of_targets_that_nobody_reads_end_the_connection() -> None:
+    """Discovery is for everybody, as a rule, and lists may be long: none is made a thousand times in one breath."""
+    talk = Hostile()
+    made = 0
+
+    def many(connection: Connection) -> list[tuple[str, list[str]]]:
+        nonlocal made
+        made += 1
+        return [(f"{TARGET}{number}", ["192.0.2.1:3260,1"]) for number in range(1000)]
+
+    talk.targets = many  # type: ignore[method-assign]
+    talk.initiator.login(None)
+    talk.run()
+    header = pdu.TextRequest(
+        opcode=pdu.IMMEDIATE | pdu.TextRequest.OPCODE, flags=pdu.FINAL, initiator_task_tag=1,
+        target_transfer_tag=pdu.RESERVED_TAG, cmd_sn=1,
+    )  # fmt: skip
+    talk.to_target(encode(header, b"SendTargets=All\0") * 1000)
+    closed(talk)
+    assert made < 200
     talk.end()
 
 
