@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -35,6 +36,8 @@ class DescriptorStore:
         self.fd = self.descriptor = fd
         self._redo = redo
         self._dirty_bytes = 0
+        self._sync_lock = threading.Lock()  # one sync at a time
+        self._lost = 0  # errno of the one that failed
         self.is_sync_instant = is_memory
         self.inline_bytes = INLINE_BYTES if is_memory else 0
         # Bound once, without a Python frame in between: this is the path of every I/O.
@@ -173,15 +176,26 @@ class DescriptorStore:
 
     def _sync_data(self) -> None:
         dirty = self._dirty_bytes  # what is written while we wait is not covered
-        os.fdatasync(self.fd)
+        self._make_durable(os.fdatasync)
         self._dirty_bytes = max(0, self._dirty_bytes - dirty)
+
+    def _make_durable(self, sync: Callable[[int], None]) -> None:
+        """The kernel tells a lost write once, to whoever syncs then: a flush, an atomic write, growing. Whoever comes
+        later, or waits here meanwhile, must hear of it all the same."""
+        with self._sync_lock:
+            if self._lost:
+                raise OSError(self._lost, "a write was lost")
+            try:
+                sync(self.fd)
+            except OSError as error:
+                self._lost = error.errno or errno.EIO
+                raise
 
     def resize(self, size_bytes: int) -> None:
         os.ftruncate(self.fd, size_bytes)
         try:
-            os.fsync(self.fd)
+            self._make_durable(os.fsync)
         except OSError as error:
-            # The kernel tells a lost write once: this may have been it, and no flush would hear of it again.
             raise StoreFailedError(error.errno or errno.EIO, f"growing: {error.strerror}") from error
 
     def allocated_bytes(self) -> int:

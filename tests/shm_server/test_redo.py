@@ -8,6 +8,7 @@ import os
 import random
 import select
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,34 @@ def test_no_way_back_behind_the_record(
         with pytest.raises(StoreFailedError):
             store.write_atomic(NEW, OFFSET)
     assert reopened(stores) == NEW
+
+
+def test_a_lost_write_is_told_to_a_flush_beside_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells it to one of the two that sync at the same time; the other one promises nothing either."""
+    fdatasync = os.fdatasync
+    flushed: list[BaseException | None] = []
+
+    def flush() -> None:
+        try:
+            store.sync()
+            flushed.append(None)
+        except OSError as error:
+            flushed.append(error)
+
+    beside = threading.Thread(target=flush)
+
+    def lose(fd: int) -> None:
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith(".raw"):
+            return
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        beside.start()
+        raise OSError(errno.EIO, "a write was lost")
+
+    monkeypatch.setattr(os, "fdatasync", lose)
+    with pytest.raises(StoreFailedError):
+        store.write_atomic(NEW, OFFSET)
+    beside.join()
+    assert isinstance(flushed[0], OSError)
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(
