@@ -2,8 +2,8 @@
 
     python examples/nbd_server.py [PORT [SERVER_SOCKET]]
 
-Fixed newstyle handshake; READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, DISC, and FUA. Several connections may share an export:
-each has a thread and a Context, all have one owner. Payload is received into shared memory and sent out of it.
+Fixed newstyle handshake; READ, WRITE, FLUSH, TRIM, WRITE_ZEROES, DISC, and FUA. Several connections may share an
+export: each has a thread and a Context, all have one owner. Payload is received into shared memory and sent out of it.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+import mmap
 import os
 import random
 import shutil
@@ -234,8 +235,6 @@ def test_random_operations_against_a_model(mount: Mount, name: str, direct: bool
 
 def aligned(data: bytes) -> memoryview:
     """Memory at a page's start, as O_DIRECT wants it."""
-    import mmap
-
     memory = memoryview(mmap.mmap(-1, len(data)))
     memory[:] = data
     return memory
