@@ -6,6 +6,7 @@ itself only. This file decides nothing: requests.py does.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -152,20 +153,28 @@ class Client:
     def attach(self, slots_fd: int, slot_count: int, submissions: int, completions: int) -> list[int]:
         """Map the segment ``slots_fd`` and new rings. Returns the descriptors to send, which are the sender's to close.
 
-        Owns ``slots_fd`` from here on.
+        Owns ``slots_fd`` from here on. Where something can't be had, nothing stays: clients try again.
         """
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, slots_fd)
             rings_fd = segment.create_rings(submissions, completions, layout.SLOT_BYTES, slot_count)
-        except OSError:
-            os.close(slots_fd)
-            raise
-        slots_map = mmap.mmap(slots_fd, slot_count * layout.SLOT_BYTES)
-        rings_map = mmap.mmap(rings_fd, layout.ring_mapping_bytes(submissions, completions))
-        self.bell, completion_bell = Doorbell(), Doorbell()
+            undo.callback(os.close, rings_fd)
+            slots_map = mmap.mmap(slots_fd, slot_count * layout.SLOT_BYTES)
+            rings_map = mmap.mmap(rings_fd, layout.ring_mapping_bytes(submissions, completions))
+            bells = []
+            for _ in range(2):
+                bells.append(Doorbell())
+                undo.callback(bells[-1].close)
+            sent = []
+            for fd in (slots_fd, bells[0].fileno(), bells[1].fileno()):
+                sent.append(os.dup(fd))
+                undo.callback(os.close, sent[-1])
+            undo.pop_all()
+        self.bell, completion_bell = bells
         self.attachment = Attachment(
             self.words, rings_map, slots_map, slots_fd, (submissions, completions), completion_bell
         )
-        return [os.dup(slots_fd), rings_fd, os.dup(self.bell.fileno()), os.dup(completion_bell.fileno())]
+        return [sent[0], rings_fd, *sent[1:]]
 
     def close(self) -> None:
         """The control socket, and whoever waits for an Ack. The attachment may live on (requests.py)."""

@@ -79,6 +79,36 @@ def test_a_full_dev_shm_refuses_the_attach_by_name(
     client.attach(768 << 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "at"), [("memfd_create", 1), ("eventfd", 1), ("eventfd", 2), ("dup", 1), ("dup", 2), ("dup", 3)]
+)
+def test_an_attach_without_a_descriptor_left_leaves_none_behind(
+    in_process: Callable[..., Server],
+    connect: Callable[..., AbiClient],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    at: int,
+) -> None:
+    """Whichever can't be had: those before it are closed, and the region is free for the next attempt."""
+    client = connect(in_process(region_bytes=1 << 20))
+    before = len(os.listdir("/proc/self/fd"))
+    original, calls = getattr(os, name), []
+
+    def exhausted(*arguments: int) -> int:
+        calls.append(name)
+        if len(calls) == at:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return int(original(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, exhausted)
+        with pytest.raises(RefusedError) as caught:
+            client.attach(768 << 10)
+    assert caught.value.errno == errno.EMFILE
+    assert len(os.listdir("/proc/self/fd")) == before
+    client.attach(768 << 10)
+
+
 def test_map_checks_what_was_promised() -> None:
     """A mapping that is smaller, unsealed, or says something else in its header is refused by the client."""
     rings_fd = segment.create_rings(16, 32, layout.SLOT_BYTES, 4)
