@@ -244,7 +244,7 @@ class Driver:
                     self._pause_listening(listener)
                     return
                 continue  # the peer was gone before we looked
-            if len(self._channels) >= MAX_CHANNELS:
+            if len(self._channels) >= MAX_CHANNELS and not self._make_room():
                 logger.error("connection from %s refused: %d are open", peer[0], MAX_CHANNELS)
                 sock.close()
                 continue
@@ -258,6 +258,15 @@ class Driver:
             self._channels[channel.fd] = channel
             self._by_connection[connection] = channel
             self._epoll.register(channel.fd, channel.mask)
+
+    def _make_room(self) -> bool:
+        """Who has taken longest to log in goes: to connect and to say nothing must not be enough to keep others out."""
+        channels = self._channels.values()  # in the order in which they came
+        oldest = next((channel for channel in channels if channel.connection.is_logging_in), None)
+        if oldest is None:
+            return False
+        self._lost(oldest, "others want to connect, and it has not logged in")
+        return True
 
     def _pause_listening(self, listener: socket.socket) -> None:
         """No descriptors left: a level-triggered listener would spin; look again in a second."""

@@ -164,6 +164,11 @@ class Connection:
         """True once nothing more is taken: send what is left, then close the socket."""
         return self.state is State.CLOSED
 
+    @property
+    def is_logging_in(self) -> bool:
+        """True until its login is through but for the owner's word."""
+        return self.state is State.LOGIN
+
     def lost(self, reason: str) -> list[events.Event]:
         """The socket is gone: nothing can be sent any more."""
         self._end(reason, is_error=False)

@@ -62,6 +62,7 @@ class EchoConnection:
         self.name = name
         self.owner = owner
         self.is_closed = False
+        self.is_logging_in = False
         self.wants_read = True
         self.echoes = True
         self.taken = bytearray()

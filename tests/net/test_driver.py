@@ -353,6 +353,23 @@ def test_accept_limit(echo: EchoOwner, connect: Connect, monkeypatch: pytest.Mon
     connect()
 
 
+def test_at_the_limit_who_does_not_log_in_gives_way(
+    echo: EchoOwner, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that has not for longest; sessions stay."""
+    monkeypatch.setattr(driver, "MAX_CHANNELS", 3)
+    clients = [connect() for _ in range(3)]
+    session, silent, late = echo.connections
+    silent.is_logging_in = late.is_logging_in = True
+    for gone, stays in ((clients[1], clients[2]), (clients[2], clients[0])):
+        connect()
+        assert echo.read_to_end(gone) == b""
+        stays.sendall(b"here")
+        assert echo.read(stays, 4) == b"here"
+    assert silent.ends == late.ends == ["others want to connect, and it has not logged in"]
+    assert not session.ends
+
+
 OUT_OF_DESCRIPTORS = """
 import resource, socket
 from tests.net.owners import EchoOwner
