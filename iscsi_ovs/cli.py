@@ -531,6 +531,40 @@ def volume_resize(name: str, size: str, state_dir: Path | None) -> None:
         context.truncate_volume(name, size_bytes)
 
 
+@volume.command("export")
+@click.argument("name")
+@click.option(
+    "--vhost-user",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen on this Unix socket for a virtual machine (vhost-user-blk).",
+)
+@click.option("--read-only", is_flag=True, help="Let the machine read only; others may write meanwhile.")
+@state_dir_option
+def volume_export(name: str, path: Path, read_only: bool, state_dir: Path | None) -> None:
+    """Serve the volume NAME to a virtual machine as its disk, and print how to start that.
+
+    Returns once the socket listens. The export holds the volume, and ends with "unexport" or with the volume server;
+    one that shall always be there stands in vpool.json.
+    """
+    from iscsi_ovs.machines import explain
+
+    with _context(state_dir) as context:
+        context.export_volume(name, path.absolute(), read_only=read_only)
+    click.echo(explain(name, str(path.absolute())))
+
+
+@volume.command("unexport")
+@click.argument("name")
+@state_dir_option
+def volume_unexport(name: str, state_dir: Path | None) -> None:
+    """End what "export" began; a machine that runs on it loses its disk."""
+    with _context(state_dir) as context:
+        context.unexport_volume(name)
+
+
 @volume.command("remove")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Log out whoever has it.")

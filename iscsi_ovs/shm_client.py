@@ -177,6 +177,18 @@ class Context:
         message = control.Sanitize(0, name, kind, list(patterns) if kind == "overwrite" else [], may_exit)
         return self._call(message, control.Volume).info
 
+    def export_volume(self, name: str, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        """Serve a volume as a virtio disk: vhost-user-blk on a Unix socket at ``path`` (beyond the C API).
+
+        The socket listens when this returns, until unexport_volume() or the server's end, and holds the volume.
+        EBUSY: another writes it; EEXIST, EADDRINUSE: something is at ``path``; EPERM: not of the server's user.
+        """
+        self._call(control.Export(0, name, os.path.abspath(path), read_only), control.Done)
+
+    def unexport_volume(self, name: str) -> None:
+        """End every export of a volume; what was under way is over when this returns. ENOENT: there is none."""
+        self._call(control.Unexport(0, name), control.Done)
+
     def stat_volume(self, name: str) -> VolumeStat:
         """A volume's size, identity and holder (ovs_stat without opening). ENOENT."""
         return self._call(control.Stat(0, name), control.Volume).info

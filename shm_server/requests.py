@@ -12,10 +12,12 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from shm_server.abi import control, layout, segment
 from shm_server.client import MAX_REQUESTS, Client, ClientError
+from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
@@ -61,6 +63,7 @@ class Requests:
         self._segment_lane = Lane(1)
         self._zombies: set[Client] = set()
         self.sanitizer: Sanitizer  # the same
+        self.exports: Exports  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
             control.Hello: self._hello,
@@ -74,6 +77,8 @@ class Requests:
             control.GetRecord: self._get_record,
             control.PutRecord: self._put_record,
             control.Sanitize: self._sanitize,
+            control.Export: self._export,
+            control.Unexport: self._unexport,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -255,6 +260,16 @@ class Requests:
         begun = await self.sanitizer.start(request.name, order, lambda handle: handle in client.handles())
         return control.Volume(request.id, begun)
 
+    async def _export(self, client: Client, request: control.Export) -> control.Reply:
+        _check_may_export(client)
+        await self.exports.export(request.name, Path(request.path), is_read_only=request.read_only)
+        return control.Done(request.id)
+
+    async def _unexport(self, client: Client, request: control.Unexport) -> control.Reply:
+        _check_may_export(client)
+        await self.exports.unexport(request.name)
+        return control.Done(request.id)
+
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 
     def volume_created(self, info: control.VolumeInfo) -> None:
@@ -267,6 +282,7 @@ class Requests:
 
     def volume_resized(self, info: control.VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
         """Whoever asked for it is told too, but not waited for: it waits for us."""
+        self.exports.volume_resized(info.name)
         clients = list(self._host.clients())
         return self._tell_and_wait(clients, holders, by, lambda sequence: control.VolumeResized(sequence, info))
 
@@ -316,6 +332,7 @@ class Requests:
                 self._event(client, lambda sequence: control.VolumeChanged(sequence, info))
 
     def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None:
+        self.exports.release(holders)
         for client in list(self._host.clients()):
             if any(handle in holders for handle in client.handles()):
                 self._event(client, lambda sequence: control.ReleaseRequested(sequence, name, uuid))
@@ -374,6 +391,12 @@ class Requests:
 def _printable(words: str) -> str:
     """What a client says of itself goes into logs and other people's errors: one line, and not a long one."""
     return "".join(character if character.isprintable() else "?" for character in words[:MAX_WORDS])
+
+
+def _check_may_export(client: Client) -> None:
+    """An export makes a socket, with our rights, wherever it is said to: that is for those who have these rights."""
+    if client.uid not in (0, os.getuid()):
+        raise OSError(errno.EPERM, f"uid {client.uid} may use volumes here, but not export them")
 
 
 def _handle_info(handle: Handle) -> control.HandleInfo:

@@ -17,16 +17,18 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shm_server.abi import control, segment
 from shm_server.abi.ring import RingError
 from shm_server.client import Client, ClientError
 from shm_server.dispatch import Attachment, Dispatcher
+from shm_server.interfaces.exports import ExportRule, Exports
 from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
 from shm_server.requests import Requests
-from shm_server.runtime import Runtime
+from shm_server.runtime import Job, Runtime
 from shm_server.sanitizer import Sanitizer
 from shm_server.stores import DelayRule, open_stores
 from shm_server.volumes.catalog import Catalog
@@ -54,6 +56,7 @@ class Settings:
     config_path: str = "vpool.json"
     allowed_uids: tuple[int, ...] = ()
     delays: Sequence[DelayRule] = ()
+    exports: Sequence[ExportRule] = ()
     spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
     sanitize_bytes_per_s: int | None = None  # the pace of an overwrite; None: as fast as it goes
 
@@ -116,10 +119,12 @@ class Server:
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )
         self._dispatcher = Dispatcher(self._runtime)
+        self._exports = Exports(self._runtime, self._manager, self, settings.allowed_uids)
+        self._requests.exports = self._exports
         self._epoll = select.epoll()
-        self._watch(self._listener.fileno(), self._accept)
+        self.watch(self._listener.fileno(), self._accept)
         # Edge-triggered: an eventfd that is only there to wake us need not be read.
-        self._watch(self._runtime.wake_fd, _ignore, select.EPOLLIN | select.EPOLLET)
+        self.watch(self._runtime.wake_fd, _ignore, select.EPOLLIN | select.EPOLLET)
 
     def handle_signals(self) -> None:
         """SIGTERM and SIGINT stop the server. Only from the main thread."""
@@ -129,7 +134,7 @@ class Server:
         signal.set_wakeup_fd(self._wakeup[1].fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: None)
-        self._watch(self._wakeup[0].fileno(), self._signalled)
+        self.watch(self._wakeup[0].fileno(), self._signalled)
 
     def _signalled(self, _events: int) -> None:
         assert self._wakeup is not None
@@ -146,22 +151,30 @@ class Server:
     def run(self) -> None:
         """Serve until stopped; then let what has started end, and clean up."""
         try:
+            self._export_configured()
             while not self._is_stopping:
                 self._turn()
         finally:
             self._shut_down()
 
+    def _export_configured(self) -> None:
+        """What the configuration wants exported. A volume that is not there is no reason not to serve the others."""
+        for rule in self._settings.exports:
+            wanted = self._exports.export(rule.volume, rule.path, is_read_only=rule.is_read_only)
+            Job(wanted, partial(_exported, rule)).start()
+
     def _shut_down(self) -> None:
-        self._unwatch(self._listener.fileno())
+        self.unwatch(self._listener.fileno())
         self._listener.close()
         deadline = time.monotonic() + DRAIN_LIMIT_S
         while self._in_flight() and time.monotonic() < deadline:
-            self._dispatcher.publish()
+            self._publish()
             timeout_s = self._runtime.timeout_s()
             self._poll(0.5 if timeout_s is None else min(0.5, timeout_s))
         if left := self._in_flight():
             log.warning("%d operations did not end within %g s", left, DRAIN_LIMIT_S)
-        self._dispatcher.publish()
+        self._publish()
+        self._exports.close()
         for client in list(self._clients.values()):
             self._close_client(client)
         self._runtime.collect()
@@ -180,6 +193,7 @@ class Server:
 
     def _in_flight(self) -> int:
         operations = sum(attachment.in_flight for _, attachment in self._attached)
+        operations += self._exports.in_flight()
         return operations + self._requests.in_flight() + sum(client.requests for client in self._clients.values())
 
     # The loop -------------------------------------------------------------------------------------------------------
@@ -216,6 +230,8 @@ class Server:
             except Exception:
                 log.exception("%s: a mistake of the server", client.words)
                 self.drop(client, "a mistake of the server")
+        if self._exports.front_ends and self._exports.serve():
+            worked = True
         runtime = self._runtime
         if runtime.finished:
             runtime.collect()
@@ -223,10 +239,15 @@ class Server:
         if runtime.ready:
             runtime.step()
             worked = True
-        self._dispatcher.publish()
+        self._publish()
         if self._doomed:
             self._bury_doomed()
         return worked
+
+    def _publish(self) -> None:
+        self._dispatcher.publish()
+        if self._exports.front_ends:
+            self._exports.publish()
 
     def _may_sleep(self) -> bool:
         """Raise the sleep words; False: something has come in meanwhile."""
@@ -237,6 +258,10 @@ class Server:
                 for _, other in self._attached:
                     other.submissions.lower_sleep()
                 return False
+        if self._exports.front_ends and not self._exports.arm():
+            for _, attachment in self._attached:
+                attachment.submissions.lower_sleep()
+            return False
         return True
 
     def _spin(self) -> bool:
@@ -244,7 +269,7 @@ class Server:
         deadline = time.monotonic() + self._settings.spin_s
         while time.monotonic() < deadline:
             os.sched_yield()  # whoever else wants this core has it
-            if self._runtime.finished:
+            if self._runtime.finished or (self._exports.front_ends and self._exports.is_waiting()):
                 return True
             for client, attachment in self._attached:
                 try:
@@ -267,11 +292,11 @@ class Server:
         if self._doomed:
             self._bury_doomed()
 
-    def _watch(self, fd: int, watcher: Callable[[int], None], events: int = select.EPOLLIN) -> None:
+    def watch(self, fd: int, watcher: Callable[[int], None], events: int = select.EPOLLIN) -> None:
         self._watched[fd] = watcher
         self._epoll.register(fd, events)
 
-    def _unwatch(self, fd: int) -> None:
+    def unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -285,7 +310,7 @@ class Server:
         except OSError as error:
             # Out of descriptors, most likely: the client waits in the queue, and we don't turn in circles meanwhile.
             log.error("can't accept a client, trying again in %g s: %s", ACCEPT_RETRY_S, error)
-            self._unwatch(self._listener.fileno())
+            self.unwatch(self._listener.fileno())
             self._runtime.after(ACCEPT_RETRY_S, self._accept_again)
             return
         connection.setblocking(False)
@@ -294,13 +319,13 @@ class Server:
         client.on_output_change = lambda: self._output_changed(client)
         refusal = self._refusal(client)
         self._clients[client.number] = client
-        self._watch(connection.fileno(), lambda events: self._client_ready(client, events))
+        self.watch(connection.fileno(), lambda events: self._client_ready(client, events))
         if refusal is not None:
             self._refuse(client, refusal)
 
     def _accept_again(self) -> None:
         if not self._is_stopping:
-            self._watch(self._listener.fileno(), self._accept)
+            self.watch(self._listener.fileno(), self._accept)
 
     def _refusal(self, client: Client) -> OSError | None:
         settings = self._settings
@@ -375,9 +400,9 @@ class Server:
     def _close_client(self, client: Client) -> None:
         if self._clients.pop(client.number, None) is None:
             return
-        self._unwatch(client.socket.fileno())
+        self.unwatch(client.socket.fileno())
         if client.bell is not None:
-            self._unwatch(client.bell.fileno())
+            self.unwatch(client.bell.fileno())
         self._attached = tuple(pair for pair in self._attached if pair[0] is not client)
         client.close()
         self._requests.release(client)
@@ -387,7 +412,7 @@ class Server:
         assert client.attachment is not None
         assert client.bell is not None
         self._attached = (*self._attached, (client, client.attachment))
-        self._watch(client.bell.fileno(), _ignore, select.EPOLLIN | select.EPOLLET)
+        self.watch(client.bell.fileno(), _ignore, select.EPOLLIN | select.EPOLLET)
 
     def clients(self) -> Iterable[Client]:
         return self._clients.values()
@@ -395,6 +420,12 @@ class Server:
     def _output_changed(self, client: Client) -> None:
         """Its socket did not take all, or has taken the rest now."""
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if client.wants_to_send else 0))
+
+
+def _exported(rule: ExportRule, _result: object, error: BaseException | None) -> None:
+    if error is not None:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        log.error("volume %s is not exported at %s: %s", rule.volume, rule.path, words)
 
 
 def _ignore(_events: int) -> None:

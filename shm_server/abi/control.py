@@ -128,6 +128,25 @@ class Sanitize(Message, frozen=True):
     may_exit: bool = False
 
 
+class Export(Message, frozen=True):
+    """Serve a volume as a virtio disk: a vhost-user-blk socket at ``path``, which listens when the reply comes.
+
+    The export holds the volume until Unexport or the server's end. EBUSY: another writes; EPERM: another uid asks.
+    """
+
+    id: int
+    name: str
+    path: str
+    read_only: bool = False
+
+
+class Unexport(Message, frozen=True):
+    """End every export of a volume. ENOENT: it has none."""
+
+    id: int
+    name: str
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -239,7 +258,7 @@ class Handles(Message, frozen=True):
 
 
 class Done(Message, frozen=True):
-    """Reply to Close, Remove."""
+    """Reply to Close, Remove, Export, Unexport."""
 
     id: int
 
@@ -311,6 +330,8 @@ Request: TypeAlias = (
     | GetRecord
     | PutRecord
     | Sanitize
+    | Export
+    | Unexport
     | List
     | ListHandles
     | Subscribe

@@ -17,6 +17,7 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -169,7 +170,10 @@ class Guest:
     /dev, /run, /proc and /sys are the guest's own: a directory below /tmp will do.
     """
 
-    def __init__(self, network: GuestNetwork, directory: Path, *, memory_mib: int = 384) -> None:
+    def __init__(
+        self, network: GuestNetwork, directory: Path, *, memory_mib: int = 384, arguments: Sequence[str] = ()
+    ) -> None:
+        """``arguments`` are the kernel's, beside those that every guest has."""
         self.linux = require_tool("linux.uml", "user-mode-linux")
         for program, package in (
             ("iscsid", "open-iscsi"),
@@ -181,6 +185,7 @@ class Guest:
         self.network = network
         self.directory = directory
         self.memory_mib = memory_mib
+        self.arguments = list(arguments)
         self.console_path = directory / "console.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._console = ""
@@ -214,6 +219,7 @@ class Guest:
             "con=null",
             "con0=fd:0,fd:1",
             "vec0:transport=tap,ifname=tap0,depth=128,gro=1",
+            *self.arguments,
         ]
         self._process = subprocess.Popen(
             command,

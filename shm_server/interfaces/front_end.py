@@ -1,0 +1,488 @@
+"""One front end of a vhost-user export: its connection, its guest's memory and rings, from accept to the end.
+
+Messages are answered one after the other; one that changes what requests stand on (the memory, a ring that stops) waits
+for the requests under way, and none is taken meanwhile. Whatever the front end or its guest does wrong ends the
+connection, with a line in the log, and nothing else: what has started goes on to its end, and its memory stays until
+then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Protocol
+
+from shm_server.interfaces import messages
+from shm_server.interfaces.block_device import (
+    MAX_QUEUES,
+    RING_F_EVENT_IDX,
+    RING_F_INDIRECT_DESC,
+    BlockDevice,
+)
+from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory
+from shm_server.interfaces.messages import Message, ProtocolError, ProtocolFeature, Request
+from shm_server.interfaces.virtqueue import Chain, Virtqueue
+from shm_server.runtime import Job, Suspension, Wait
+from shm_server.volumes.handle import Handle
+
+log = logging.getLogger(__name__)
+
+BATCH_REQUESTS = 16  # of one ring per turn, and between two looks of the guest at what is used
+MAX_MESSAGES = 64  # that wait for one before them
+MAX_CONFIG_BYTES = 256
+
+_FEATURES_KEPT = 1 << messages.PROTOCOL_FEATURES_BIT
+
+
+class Watching(Protocol):
+    """The server's epoll."""
+
+    def watch(self, fd: int, watcher: Callable[[int], None], events: int = ...) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+
+class FrontEnd:
+    """``on_gone`` is called once, when nothing of it is left."""
+
+    def __init__(
+        self,
+        watching: Watching,
+        connection: socket.socket,
+        handle: Handle,
+        credentials: tuple[int, int],
+        on_gone: Callable[[], None],
+    ) -> None:
+        """``credentials`` are the pid and uid of the other side."""
+        pid, uid = credentials
+        self.words = f"{handle.words}, front end pid {pid}"
+        self.is_closed = False
+        self._watching = watching
+        self._socket = connection
+        self._handle = handle
+        self._on_gone = on_gone
+        self._memory = GuestMemory(trusts_unsealed=uid in (0, os.getuid()))
+        self._device = BlockDevice(handle, self._done)
+        self._queues = [Virtqueue(index) for index in range(MAX_QUEUES)]
+        self._running: list[Virtqueue] = []
+        self._protocol_features = 0
+        self._is_paused = False  # no requests are taken
+        self._drained: Wait[None] | None = None
+        self._backend_channel: socket.socket | None = None
+        self._input = bytearray()
+        self._descriptors: list[int] = []  # come, and not yet of a whole message
+        self._messages: deque[Message] = deque()
+        self._is_answering = False
+        self._handlers: dict[Request, Callable[[Message], Coroutine[Suspension, Any, bytes | None]]] = {
+            Request.GET_FEATURES: self._get_features,
+            Request.SET_FEATURES: self._set_features,
+            Request.SET_OWNER: self._set_owner,
+            Request.RESET_OWNER: self._reset_owner,
+            Request.SET_MEM_TABLE: self._set_mem_table,
+            Request.SET_VRING_NUM: self._set_vring_num,
+            Request.SET_VRING_ADDR: self._set_vring_addr,
+            Request.SET_VRING_BASE: self._set_vring_base,
+            Request.GET_VRING_BASE: self._get_vring_base,
+            Request.SET_VRING_KICK: self._set_vring_kick,
+            Request.SET_VRING_CALL: self._set_vring_call,
+            Request.SET_VRING_ERR: self._set_vring_err,
+            Request.GET_PROTOCOL_FEATURES: self._get_protocol_features,
+            Request.SET_PROTOCOL_FEATURES: self._set_protocol_features,
+            Request.GET_QUEUE_NUM: self._get_queue_num,
+            Request.SET_VRING_ENABLE: self._set_vring_enable,
+            Request.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
+            Request.GET_CONFIG: self._get_config,
+            Request.SET_CONFIG: self._set_config,
+            Request.RESET_DEVICE: self._reset_device,
+            Request.GET_MAX_MEM_SLOTS: self._get_max_mem_slots,
+            Request.ADD_MEM_REG: self._add_mem_reg,
+            Request.REM_MEM_REG: self._rem_mem_reg,
+        }
+        watching.watch(connection.fileno(), self._readable)
+
+    # The guest's requests -------------------------------------------------------------------------------------------
+
+    def serve(self) -> bool:
+        """A batch of every ring that has something; False: there was nothing."""
+        worked = False
+        if self._is_paused:
+            return False
+        for queue in self._running:
+            if queue.is_active and (chains := queue.take(self._memory, BATCH_REQUESTS)):
+                worked = True
+                for chain in chains:
+                    self._device.start(chain)
+                if queue.has_pending:
+                    queue.publish()
+        return worked
+
+    def publish(self) -> None:
+        """Show the guest what has ended since."""
+        for queue in self._running:
+            if queue.has_pending:
+                queue.publish()
+
+    def is_waiting(self) -> bool:
+        """Has a guest whose kicks are silenced something for us?"""
+        return not self._is_paused and any(queue.is_active and queue.waiting() for queue in self._running)
+
+    def arm(self) -> bool:
+        """Ask for kicks, before sleeping; False: there is work."""
+        if self._is_paused:
+            return True
+        armed = True
+        for queue in self._running:
+            if queue.is_active and not queue.arm():
+                armed = False
+        return armed
+
+    def in_flight(self) -> int:
+        return sum(queue.in_flight for queue in self._queues)
+
+    def _done(self, chain: Chain, written_bytes: int) -> None:
+        """The device has written the status of ``chain``."""
+        chain.queue.put(chain.head, written_bytes)
+        if self._drained is not None and not self.in_flight():
+            drained, self._drained = self._drained, None
+            drained.set()
+
+    def _kicked(self, queue: Virtqueue) -> None:
+        try:
+            if not os.read(queue.kick_fd, 4096):
+                self.drop(f"the kick descriptor of ring {queue.index} has ended")
+                return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.drop(f"the kick descriptor of ring {queue.index}: {error.strerror}")
+            return
+        queue.is_active = True
+
+    # Messages -------------------------------------------------------------------------------------------------------
+
+    def _readable(self, _events: int) -> None:
+        try:
+            while not self.is_closed and self._receive():
+                pass
+        except ProtocolError as error:
+            self.drop(str(error))
+        except OSError as error:
+            self.drop(error.strerror or str(error))
+
+    def _receive(self) -> bool:
+        """A piece of a message; False: there is no more. Never beyond its end: its descriptors are its own."""
+        header = messages.HEADER
+        if len(self._input) < header.size:
+            wanted = header.size - len(self._input)
+        else:
+            _, _, size = messages.decode_header(bytes(self._input[: header.size]))
+            wanted = header.size + size - len(self._input)
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(
+                self._socket, wanted, messages.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return False
+        self._descriptors += descriptors
+        if flags & socket.MSG_CTRUNC or len(self._descriptors) > messages.MAX_DESCRIPTORS:
+            raise ProtocolError(f"more than {messages.MAX_DESCRIPTORS} descriptors with a message")
+        if not data:
+            self.drop("")
+            return False
+        self._input += data
+        if len(self._input) >= header.size:
+            request, flags, size = messages.decode_header(bytes(self._input[: header.size]))
+            if len(self._input) == header.size + size:
+                payload = bytes(self._input[header.size :])
+                self._input.clear()
+                descriptors, self._descriptors = self._descriptors, []
+                self._accept(Message(request, flags, payload, descriptors))
+        return True
+
+    def _accept(self, message: Message) -> None:
+        self._messages.append(message)
+        messages.check_descriptors(message.request, len(message.descriptors))
+        if len(self._messages) > MAX_MESSAGES:
+            raise ProtocolError(f"more than {MAX_MESSAGES} messages at once")
+        self._answer_next()
+
+    def _answer_next(self) -> None:
+        while self._messages and not self._is_answering and not self.is_closed:
+            message = self._messages.popleft()
+            self._is_answering = True
+            Job(self._handlers[message.request](message), partial(self._answered, message)).start()
+
+    def _answered(self, message: Message, payload: bytes | None, error: BaseException | None) -> None:
+        self._is_answering = False
+        _close(message.descriptors)
+        if self.is_closed:
+            return
+        if error is not None and not isinstance(error, (ProtocolError, OSError)):
+            log.error("%s: %s failed by a mistake of the server", self.words, message.request.name, exc_info=error)
+        if payload is None and message.needs_reply and self._has(ProtocolFeature.REPLY_ACK):
+            # "a payload of zero indicates success, non-zero failure"
+            payload = messages.U64.pack(0 if error is None else 1)
+        try:
+            if payload is not None:
+                self._socket.send(messages.reply(message, payload))
+        except OSError as lost:
+            error = error or lost
+        if error is not None:
+            self.drop(f"{message.request.name}: {error}")
+            return
+        self._look_at_queues()
+        self._answer_next()
+
+    def _has(self, feature: ProtocolFeature) -> bool:
+        return bool(self._protocol_features >> feature & 1)
+
+    def _look_at_queues(self) -> None:
+        """Serve those that are started and enabled; look into each, it may have been kicked before we knew it."""
+        self._running = [queue for queue in self._queues if queue.is_running]
+        for queue in self._running:
+            queue.is_active = True
+
+    async def _drain(self) -> None:
+        """Wait for every request under way; the caller has set ``_is_paused``."""
+        if self.in_flight():
+            self._drained = Wait()
+            await self._drained
+        if self.is_closed:
+            raise ProtocolError("the front end has gone")
+        self.publish()
+
+    # Features and configuration -------------------------------------------------------------------------------------
+
+    async def _get_features(self, message: Message) -> bytes:
+        return messages.U64.pack(self._device.offered)
+
+    async def _set_features(self, message: Message) -> None:
+        features = message.u64()
+        if unknown := features & ~self._device.offered:
+            raise ProtocolError(f"features {unknown:#x} were not offered")
+        self._device.features = features
+        for queue in self._queues:
+            queue.has_event_index = self._device.has(RING_F_EVENT_IDX)
+            queue.has_indirect = self._device.has(RING_F_INDIRECT_DESC)
+            # "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled
+            # state."
+            if not features & _FEATURES_KEPT:
+                queue.is_enabled = True
+
+    async def _get_protocol_features(self, message: Message) -> bytes:
+        return messages.U64.pack(messages.PROTOCOL_FEATURES)
+
+    async def _set_protocol_features(self, message: Message) -> None:
+        features = message.u64()
+        if unknown := features & ~messages.PROTOCOL_FEATURES:
+            raise ProtocolError(f"protocol features {unknown:#x} were not offered")
+        self._protocol_features = features
+
+    async def _set_owner(self, message: Message) -> None:
+        pass
+
+    async def _reset_owner(self, message: Message) -> None:
+        """ "This is no longer used … back-ends … either ignore this message or use it to disable all rings." """
+        for queue in self._queues:
+            queue.is_enabled = False
+
+    async def _reset_device(self, message: Message) -> None:
+        self._is_paused = True
+        try:
+            await self._drain()
+        finally:
+            self._is_paused = False
+        for queue in self._queues:
+            self._stop(queue)
+            queue.is_enabled = False
+            queue.last_available = 0
+        self._device.features = 0
+        self._device.is_writeback = True
+
+    async def _get_queue_num(self, message: Message) -> bytes:
+        return messages.U64.pack(MAX_QUEUES)
+
+    async def _get_config(self, message: Message) -> bytes:
+        offset, size, _ = messages.decode_config(message.payload)
+        if offset + size > MAX_CONFIG_BYTES:
+            raise ProtocolError(f"{size} bytes of configuration from {offset}")
+        # What a newer front end knows beyond ours is zero.
+        config = self._device.config().ljust(MAX_CONFIG_BYTES, b"\0")[offset : offset + size]
+        return messages.CONFIG_HEAD.pack(offset, size, 0) + config
+
+    async def _set_config(self, message: Message) -> None:
+        offset, size, data = messages.decode_config(message.payload)
+        if size > len(data):
+            raise ProtocolError(f"{len(data)} bytes of configuration where {size} are said to be")
+        self._device.set_config(offset, data[:size])
+
+    async def _set_backend_req_fd(self, message: Message) -> None:
+        if not message.descriptors:
+            raise ProtocolError("no channel to the front end")
+        channel = socket.socket(fileno=message.descriptors.pop())
+        channel.setblocking(False)
+        if self._backend_channel is not None:
+            self._backend_channel.close()
+        self._backend_channel = channel
+
+    def config_changed(self) -> None:
+        """The volume has another size."""
+        if self._backend_channel is not None and self._has(ProtocolFeature.CONFIG):
+            try:
+                self._backend_channel.send(messages.encode(messages.CONFIG_CHANGED, b""))
+            except OSError as error:
+                log.warning("%s could not be told of the new size: %s", self.words, error.strerror)
+
+    # Memory ---------------------------------------------------------------------------------------------------------
+
+    async def _set_mem_table(self, message: Message) -> None:
+        places = messages.decode_memory(message.payload)
+        await self._change_memory(lambda: self._memory.replace(places, message.descriptors))
+
+    async def _add_mem_reg(self, message: Message) -> None:
+        place = messages.decode_region(message.payload)
+        await self._change_memory(lambda: self._memory.add(place, message.descriptors))
+
+    async def _rem_mem_reg(self, message: Message) -> None:
+        place = messages.decode_region(message.payload)
+        await self._change_memory(lambda: self._memory.remove(place))
+
+    async def _change_memory(self, change: Callable[[], None]) -> None:
+        self._is_paused = True
+        try:
+            await self._drain()
+            change()
+            for queue in self._queues:
+                queue.resolve(self._memory)
+        finally:
+            self._is_paused = False
+
+    async def _get_max_mem_slots(self, message: Message) -> bytes:
+        return messages.U64.pack(MAX_REGIONS)
+
+    # Rings ----------------------------------------------------------------------------------------------------------
+
+    def _queue(self, index: int) -> Virtqueue:
+        if index >= MAX_QUEUES:
+            raise ProtocolError(f"ring {index} of {MAX_QUEUES}")
+        return self._queues[index]
+
+    def _idle_queue(self, index: int) -> Virtqueue:
+        """A ring that does not run: "Client must … stop the ring" before it changes what it stands on."""
+        queue = self._queue(index)
+        if queue.in_flight:
+            raise ProtocolError(f"ring {index} is changed with requests in flight")
+        return queue
+
+    async def _set_vring_num(self, message: Message) -> None:
+        index, count = message.vring_state()
+        queue = self._idle_queue(index)
+        queue.set_entries(count)
+        queue.resolve(self._memory)
+
+    async def _set_vring_addr(self, message: Message) -> None:
+        index, _, table, used, available, _ = messages.VRING_ADDRESS.unpack_from(message.payload)
+        queue = self._idle_queue(index)
+        queue.addresses = (table, used, available)
+        queue.resolve(self._memory)
+
+    async def _set_vring_base(self, message: Message) -> None:
+        index, base = message.vring_state()
+        self._idle_queue(index).last_available = base & 0xFFFF
+
+    async def _get_vring_base(self, message: Message) -> bytes:
+        """Ends the ring; the answer is where it ended, with nothing under way."""
+        index, _ = message.vring_state()
+        queue = self._queue(index)
+        self._is_paused = True
+        try:
+            await self._drain()
+        finally:
+            self._is_paused = False
+        self._stop(queue)
+        return messages.VRING_STATE.pack(index, queue.last_available)
+
+    def _stop(self, queue: Virtqueue) -> None:
+        if queue.kick_fd >= 0:
+            self._watching.unwatch(queue.kick_fd)
+        queue.stop()
+        self._running = [other for other in self._running if other is not queue]
+
+    def _take_descriptor(self, message: Message) -> tuple[Virtqueue, int]:
+        """The ring, and the descriptor, which does not block us; -1: there is none."""
+        number = message.u64()
+        queue = self._queue(number & messages.VRING_INDEX_MASK)
+        if number & messages.VRING_NO_DESCRIPTOR:
+            return queue, -1
+        if not message.descriptors:
+            raise ProtocolError("a descriptor is missing")
+        os.set_blocking(message.descriptors[0], False)
+        return queue, message.descriptors.pop()
+
+    async def _set_vring_kick(self, message: Message) -> None:
+        queue, fd = self._take_descriptor(message)
+        if fd < 0:
+            raise ProtocolError("a ring without a kick, to be looked at all the time, is not served")
+        if queue.kick_fd >= 0:
+            self._watching.unwatch(queue.kick_fd)
+        queue.set_descriptor("kick_fd", fd)
+        try:
+            self._watching.watch(fd, lambda _events: self._kicked(queue))
+        except OSError as error:
+            queue.set_descriptor("kick_fd", -1)
+            raise ProtocolError(f"a kick descriptor that can't be watched: {error.strerror}") from None
+        queue.resolve(self._memory)
+
+    async def _set_vring_call(self, message: Message) -> None:
+        queue, fd = self._take_descriptor(message)
+        queue.set_descriptor("call_fd", fd)
+        queue.call()  # what was used while there was another, or none: a call too many harms nobody
+
+    async def _set_vring_err(self, message: Message) -> None:
+        queue, fd = self._take_descriptor(message)
+        queue.set_descriptor("error_fd", fd)
+
+    async def _set_vring_enable(self, message: Message) -> None:
+        index, enable = message.vring_state()
+        self._queue(index).is_enabled = bool(enable)
+
+    # The end --------------------------------------------------------------------------------------------------------
+
+    def drop(self, reason: str) -> None:
+        """Close it; what has started goes on to its end. An empty reason needs no word of warning."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        if reason:
+            log.warning("%s loses its device: %s", self.words, reason)
+        else:
+            log.info("%s has gone", self.words)
+        self._device.is_gone = True
+        self._watching.unwatch(self._socket.fileno())
+        self._socket.close()
+        if self._backend_channel is not None:
+            self._backend_channel.close()
+        _close(self._descriptors)
+        for message in self._messages:
+            _close(message.descriptors)
+        self._messages.clear()
+        for queue in self._queues:
+            self._stop(queue)
+        if self._drained is not None:
+            drained, self._drained = self._drained, None
+            drained.set()
+        self._handle.fence(self._handle.epoch + 1, self._gone)
+
+    def _gone(self) -> None:
+        """Nothing of its guest's memory is in use any more."""
+        self._memory.close()
+        self._on_gone()
+
+
+def _close(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

@@ -1,0 +1,175 @@
+"""Guest memory: the regions that a front end shares, each a file of its, mapped; addresses in, places in them out.
+
+It is touched by system calls only: rings and headers by pread and pwrite on the region's file, data as slices of the
+mapping that go straight to the store's preadv and pwritev. So a VMM that shrinks the file is an error, and no SIGBUS of
+the server's. What may be a region is checked here, once: a file in memory (memfd, tmpfs) that is long enough, and of
+another user's only one that is sealed against shrinking; no overlap, no overflow.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Sequence
+
+from shm_server.interfaces import words
+from shm_server.interfaces.messages import ProtocolError, RegionPlace
+from shm_server.stores import linux
+
+MAX_REGIONS = 64
+_ADDRESS_END = 1 << 64
+_HUGETLBFS_MAGIC = 0x958458F6
+
+
+class Region:
+    """One region. Owns ``fd``."""
+
+    __slots__ = ("_mapping", "_shift", "address", "fd", "guest_end", "place", "view")
+
+    def __init__(self, place: RegionPlace, fd: int) -> None:
+        self.place = place
+        self.guest_end = place.guest_address + place.size_bytes
+        self.fd = fd
+        begin = place.file_offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        self._shift = place.file_offset - begin
+        try:
+            self._mapping = mmap.mmap(fd, self._shift + place.size_bytes, offset=begin)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ProtocolError(f"a region of guest memory can't be mapped: {error}") from None
+        self.address = words.address_of(self._mapping) + self._shift
+        self.view = memoryview(self._mapping)[self._shift :]
+
+    def read(self, start: int, length: int) -> bytes:
+        """A copy of ``length`` bytes from ``start``, which the caller has checked."""
+        data = os.pread(self.fd, length, self.place.file_offset + start)
+        if len(data) != length:
+            raise ProtocolError("guest memory was shrunk")
+        return data
+
+    def write(self, start: int, data: bytes) -> None:
+        if os.pwrite(self.fd, data, self.place.file_offset + start) != len(data):
+            raise ProtocolError("guest memory could not be written")
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.view.release()
+        try:
+            self._mapping.close()
+        except BufferError:
+            pass  # a slice lives on in some traceback: the mapping goes with it
+
+
+Piece = tuple[Region, int, int]  # region, start in it, length
+
+
+class GuestMemory:
+    """The regions in force."""
+
+    def __init__(self, trusts_unsealed: bool) -> None:
+        self._trusts_unsealed = trusts_unsealed  # the front end is of our own uid
+        self.regions: list[Region] = []
+        self._starts: list[int] = []
+
+    def replace(self, places: Sequence[RegionPlace], descriptors: list[int]) -> None:
+        """SET_MEM_TABLE. Takes the descriptors out of the list as it comes to own them."""
+        if len(places) != len(descriptors):
+            raise ProtocolError(f"{len(places)} regions of memory with {len(descriptors)} descriptors")
+        self.close()
+        for place in places:
+            self.add(place, descriptors)
+
+    def add(self, place: RegionPlace, descriptors: list[int]) -> None:
+        """ADD_MEM_REG, with the first descriptor of the list, which is taken out of it."""
+        if not descriptors:
+            raise ProtocolError("a region of memory without a descriptor")
+        if len(self.regions) >= MAX_REGIONS:
+            raise ProtocolError(f"more than {MAX_REGIONS} regions of memory")
+        self._check(place)
+        _check_file(place, descriptors[0], self._trusts_unsealed)
+        region = Region(place, descriptors[0])
+        del descriptors[0]
+        self.regions.append(region)
+        self._sort()
+
+    def remove(self, place: RegionPlace) -> None:
+        """REM_MEM_REG: "guest address, size and user address" name it."""
+        for region in self.regions:
+            if (region.place.guest_address, region.place.size_bytes, region.place.user_address) == (
+                place.guest_address, place.size_bytes, place.user_address,
+            ):  # fmt: skip
+                self.regions.remove(region)
+                region.close()
+                self._sort()
+                return
+        raise ProtocolError(f"no region of memory at {place.guest_address:#x}")
+
+    def _sort(self) -> None:
+        self.regions.sort(key=lambda region: region.place.guest_address)
+        self._starts = [region.place.guest_address for region in self.regions]
+
+    def _check(self, place: RegionPlace) -> None:
+        if not place.size_bytes:
+            raise ProtocolError("a region of memory of no bytes")
+        for start in (place.guest_address, place.user_address, place.file_offset):
+            if start + place.size_bytes > _ADDRESS_END:
+                raise ProtocolError(f"a region of {place.size_bytes} bytes at {start:#x} overflows")
+        for region in self.regions:
+            other = region.place
+            for start, other_start in (
+                (place.guest_address, other.guest_address),
+                (place.user_address, other.user_address),
+            ):
+                if start < other_start + other.size_bytes and other_start < start + place.size_bytes:
+                    raise ProtocolError(f"regions of memory at {start:#x} and {other_start:#x} overlap")
+
+    def pieces(self, address: int, length: int) -> list[Piece]:
+        """Where ``length`` bytes from guest address ``address`` lie; they may run on into the next region."""
+        found: list[Piece] = []
+        while length:
+            at = bisect.bisect_right(self._starts, address) - 1
+            if at < 0 or address >= self.regions[at].guest_end:
+                raise ProtocolError(f"guest address {address:#x} is outside of its memory")
+            region = self.regions[at]
+            count = min(length, region.guest_end - address)
+            found.append((region, address - region.place.guest_address, count))
+            address += count
+            length -= count
+        return found
+
+    def of_user(self, address: int, length: int, alignment: int) -> tuple[Region, int]:
+        """Where a ring lies, whose address is the front end's. All of it must be in one region."""
+        for region in self.regions:
+            start = address - region.place.user_address
+            if start >= 0 and start + length <= region.place.size_bytes:
+                if (region.place.guest_address + start) % alignment or (region.address + start) % alignment:
+                    raise ProtocolError(f"a ring at {address:#x} is not aligned to {alignment}")
+                return region, start
+        raise ProtocolError(f"a ring of {length} bytes at {address:#x} is outside of the guest's memory")
+
+    def close(self) -> None:
+        for region in self.regions:
+            region.close()
+        self.regions.clear()
+        self._starts.clear()
+
+
+def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise ProtocolError("guest memory that is no file")
+    magic = linux.filesystem_magic(fd)
+    if magic == _HUGETLBFS_MAGIC:
+        raise ProtocolError("guest memory in huge pages can't be written by system calls: leave hugetlb out")
+    if magic != linux.TMPFS_MAGIC:
+        raise ProtocolError("guest memory must be a memfd or a file on tmpfs")
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise ProtocolError("guest memory that is not open for reading and writing")
+    if place.file_offset + place.size_bytes > found.st_size:
+        raise ProtocolError(
+            f"guest memory of {place.size_bytes} bytes at {place.file_offset} in a file of {found.st_size}"
+        )
+    if not trusts_unsealed and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise ProtocolError("guest memory of another user must be sealed against shrinking (memory-backend-memfd is)")
