@@ -7,7 +7,8 @@
       "backend_connection_manager": {"backend_type": "LOCAL", "local_connection_path": "/srv/pool"},
       "shm_server": {"store": "file", "allowed_uids": [1000],
                      "delay": [{"volume": "demo", "operations": ["write"], "offset": 0, "length": 4096,
-                                "seconds": 5, "count": 1}]}
+                                "seconds": 5, "count": 1}],
+                     "exports": [{"volume": "demo", "vhost_user": "/run/demo.sock"}]}
     }
 
 Everything but local_connection_path has a default. An unknown key is refused with its path and the nearest known one.
@@ -25,6 +26,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from shm_server.interfaces.exports import ExportRule
 from shm_server.server import Settings
 from shm_server.stores import DelayRule
 
@@ -71,10 +73,19 @@ class Delay(msgspec.Struct, forbid_unknown_fields=True):
     count: int = 0
 
 
+class Export(msgspec.Struct, forbid_unknown_fields=True):
+    """A volume that is served to virtual machines from the start on (interfaces.exports)."""
+
+    volume: str
+    vhost_user: str  # the socket's path
+    read_only: bool = False
+
+
 class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     store: Literal["file", "memory", "null"] = "file"
     allowed_uids: list[int] = []
     delay: list[Delay] = []
+    exports: list[Export] = []
     spin_us: int | None = None  # None: the server's own default
     sanitize_bytes_per_s: int | str | None = None  # of one overwrite; None: as fast as it goes
 
@@ -85,6 +96,9 @@ class VPool(msgspec.Struct, forbid_unknown_fields=True):
     shm_interface: ShmInterface = msgspec.field(default_factory=ShmInterface)
     volume_manager: VolumeManager = msgspec.field(default_factory=VolumeManager)
     shm_server: ShmServer = msgspec.field(default_factory=ShmServer)
+
+
+_LISTS = {"delay": Delay, "exports": Export}  # keys whose values are lists of these
 
 
 def load(path: str | Path, socket_path: str | Path | None = None) -> Settings:
@@ -141,6 +155,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
             )
             for rule in own.delay
         ),
+        exports=tuple(_export(rule, path) for rule in own.exports),
         spin_s=Settings.spin_s if own.spin_us is None else own.spin_us / 1e6,
         sanitize_bytes_per_s=(
             None
@@ -148,6 +163,13 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
             else _size(own.sanitize_bytes_per_s, path, "shm_server.sanitize_bytes_per_s")
         ),
     )
+
+
+def _export(rule: Export, path: Path) -> ExportRule:
+    socket_path = Path(rule.vhost_user)
+    if not socket_path.is_absolute():
+        raise ConfigError(f"{path}: shm_server.exports: vhost_user is {rule.vhost_user!r}: an absolute path is needed")
+    return ExportRule(rule.volume, socket_path, rule.read_only)
 
 
 def write_default(path: str | Path, pool_directory: str | Path) -> None:
@@ -183,9 +205,9 @@ def _check_keys(data: object, struct: Any, path: Path, prefix: str) -> None:
             raise ConfigError(f"{path}: unknown key {prefix}{key}; the nearest known one is {prefix}{near}")
         if isinstance(fields[key], type) and issubclass(fields[key], msgspec.Struct):
             _check_keys(value, fields[key], path, f"{prefix}{key}.")
-        elif key == "delay" and isinstance(value, list):
+        elif key in _LISTS and isinstance(value, list):
             for number, rule in enumerate(value):
-                _check_keys(rule, Delay, path, f"{prefix}{key}[{number}].")
+                _check_keys(rule, _LISTS[key], path, f"{prefix}{key}[{number}].")
 
 
 def _key_path(message: str) -> str:

@@ -273,6 +273,7 @@ class Requests:
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 
     def volume_created(self, info: control.VolumeInfo) -> None:
+        self.exports.volume_created(info.name)
         self._tell((client for client in self._host.clients() if client.is_subscribed), control.VolumeCreated, info)
 
     def volume_removed(self, name: str, uuid: str) -> None:

@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from shm_server.abi import control, segment
@@ -28,7 +27,7 @@ from shm_server.interfaces.exports import ExportRule, Exports
 from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
 from shm_server.requests import Requests
-from shm_server.runtime import Job, Runtime
+from shm_server.runtime import Runtime
 from shm_server.sanitizer import Sanitizer
 from shm_server.stores import DelayRule, open_stores
 from shm_server.volumes.catalog import Catalog
@@ -151,17 +150,11 @@ class Server:
     def run(self) -> None:
         """Serve until stopped; then let what has started end, and clean up."""
         try:
-            self._export_configured()
+            self._exports.begin(self._settings.exports)
             while not self._is_stopping:
                 self._turn()
         finally:
             self._shut_down()
-
-    def _export_configured(self) -> None:
-        """What the configuration wants exported. A volume that is not there is no reason not to serve the others."""
-        for rule in self._settings.exports:
-            wanted = self._exports.export(rule.volume, rule.path, is_read_only=rule.is_read_only)
-            Job(wanted, partial(_exported, rule)).start()
 
     def _shut_down(self) -> None:
         self.unwatch(self._listener.fileno())
@@ -420,12 +413,6 @@ class Server:
     def _output_changed(self, client: Client) -> None:
         """Its socket did not take all, or has taken the rest now."""
         self._epoll.modify(client.socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if client.wants_to_send else 0))
-
-
-def _exported(rule: ExportRule, _result: object, error: BaseException | None) -> None:
-    if error is not None:
-        words = error.strerror if isinstance(error, OSError) else str(error)
-        log.error("volume %s is not exported at %s: %s", rule.volume, rule.path, words)
 
 
 def _ignore(_events: int) -> None:

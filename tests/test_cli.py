@@ -101,7 +101,7 @@ def session(serve: Serve, name: str) -> SocketInitiator:
         ([], ["serve", "target", "reload", "volume"]),
         (["serve"], ["--state-dir", "--portal", "--advertise", "--volume", "127.0.0.1:3260", "--config", "--open"]),
         (["target"], ["--socket", "--iqn-prefix", "--instance", "--config", "--open"]),
-        (["volume"], ["create", "list", "show", "resize", "remove"]),
+        (["volume"], ["create", "list", "show", "resize", "export", "unexport", "remove"]),
         (["volume", "create"], ["NAME", "SIZE"]),
         (["volume", "list"], ["--output", "json"]),
     ],

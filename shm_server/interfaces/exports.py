@@ -14,13 +14,14 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shm_server.interfaces.front_end import FrontEnd, Watching
 from shm_server.interfaces.messages import ProtocolError
 from shm_server.locks import listen
 from shm_server.manager import Manager
-from shm_server.runtime import Runtime
+from shm_server.runtime import Job, Runtime
 from shm_server.volumes.handle import Handle
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _CREDENTIALS = struct.Struct("=III")  # pid, uid, gid
 
 @dataclass(frozen=True, slots=True)
 class ExportRule:
-    """An export that the configuration asks for."""
+    """An export that the configuration asks for, at the server's start or when the volume is made."""
 
     volume: str
     path: Path
@@ -62,8 +63,21 @@ class Exports:
         self._beginning: set[Path] = set()
         self.front_ends: tuple[FrontEnd, ...] = ()
         self._next_handle = 0
+        self._rules: Sequence[ExportRule] = ()
 
     # Management -----------------------------------------------------------------------------------------------------
+
+    def begin(self, rules: Sequence[ExportRule]) -> None:
+        """What the configuration asks for, now or as soon as the volume is made."""
+        self._rules = rules
+        for name in {rule.volume for rule in rules}:
+            self.volume_created(name)
+
+    def volume_created(self, name: str) -> None:
+        for rule in self._rules:
+            if rule.volume == name:
+                wanted = self.export(name, rule.path, is_read_only=rule.is_read_only)
+                Job(wanted, partial(_begun, rule)).start()
 
     async def export(self, name: str, path: Path, *, is_read_only: bool) -> None:
         """Listen at ``path``. ENOENT, EBUSY naming who writes, EEXIST, EADDRINUSE, EMFILE."""
@@ -107,11 +121,15 @@ class Exports:
             await self._manager.close(export.handle)
 
     def release(self, holders: Sequence[Handle]) -> None:
-        """Somebody removes the volume by force."""
-        for export in list(self._exports.values()):
+        """Somebody removes the volume by force, and is about to wait for its holders."""
+        for export in self._exports.values():
             if export.handle in holders:
-                self._end(export)
-                self._manager.close(export.handle)
+                self._runtime.after(0.0, partial(self._let_go, export))
+
+    def _let_go(self, export: _Export) -> None:
+        if not export.is_ended:
+            self._end(export)
+            self._manager.close(export.handle)
 
     def volume_resized(self, name: str) -> None:
         for export in self._exports.values():
@@ -121,8 +139,7 @@ class Exports:
     def close(self) -> None:
         """The server ends."""
         for export in list(self._exports.values()):
-            self._end(export)
-            self._manager.close(export.handle)
+            self._let_go(export)
 
     def _end(self, export: _Export) -> None:
         export.is_ended = True
@@ -219,6 +236,13 @@ class Exports:
 
     def in_flight(self) -> int:
         return sum(len(export.handle.tasks) for export in self._exports.values())
+
+
+def _begun(rule: ExportRule, _result: object, error: BaseException | None) -> None:
+    """That a volume can't be exported is no reason not to serve the others."""
+    if error is not None:
+        words = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        log.warning("volume %s is not exported at %s: %s", rule.volume, rule.path, words)
 
 
 def _drop(front_end: FrontEnd, error: Exception) -> None:

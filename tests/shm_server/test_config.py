@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shm_server import config
+from shm_server.interfaces.exports import ExportRule
 from shm_server.stores import DelayRule
 
 PATH = Path("/etc/pool/vpool.json")
@@ -44,6 +45,7 @@ def test_every_key_reaches_the_settings() -> None:
         shm_server={
             "allowed_uids": [7],
             "delay": [{"volume": "a", "operations": ["flush"], "seconds": 0.5, "error": 5, "count": 2}],
+            "exports": [{"volume": "a", "vhost_user": "/run/a.sock", "read_only": True}],
         },
     )
     assert settings.is_shm_enabled
@@ -56,6 +58,7 @@ def test_every_key_reaches_the_settings() -> None:
     assert parse(shm_server={"sanitize_bytes_per_s": "3MiB"}).sanitize_bytes_per_s == 3 << 20
     assert parse().sanitize_bytes_per_s is None
     assert settings.delays == (DelayRule("a", ("flush",), 0, 0, 0.5, 5, 2),)
+    assert settings.exports == (ExportRule("a", Path("/run/a.sock"), True),)
 
 
 @pytest.mark.parametrize(
