@@ -117,13 +117,14 @@ class Members:
         if self._core.is_stopping:
             self._refuse(connection, "the target stops")
             return
-        if self._is_full(connection):
-            return
         nexus = self._nexus(event, node.ports)
         if event.tsih:
             self._replace_connection(connection, event.tsih, nexus, node)
             return
         member = Member(node, node.map_for(nexus.initiator_name), nexus, connection)
+        is_back = any(other.ports == member.ports for other in node.members)  # and leaves its old place to itself
+        if not is_back and self._is_full(connection):
+            return
         self._holdings.hold(member)
         self._pending[connection] = member
         node.members.append(member)

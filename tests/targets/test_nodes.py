@@ -194,6 +194,8 @@ def test_no_more_sessions_than_allowed(house: House, login: Login) -> None:
     login("both", isid=b"\x80\0\0\0\0\2")
     late = login("both", isid=b"\x80\0\0\0\0\3")
     assert late.initiator.login_status == (3, 2)
+    again = login("both", isid=b"\x80\0\0\0\0\2")
+    assert again.initiator.is_logged_in, "its old session, perhaps a dead one, makes room"
     curious = house.client()
     curious.initiator.login(None)
     house.run()
