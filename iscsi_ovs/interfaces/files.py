@@ -37,13 +37,14 @@ def file_name(volume: str) -> str:
 class File:
     """A file that somebody has open, or that has no size yet."""
 
-    __slots__ = ("change", "is_dirty", "is_volume", "name", "opens", "volume", "writers")
+    __slots__ = ("change", "flushed", "is_volume", "latest", "name", "opens", "volume", "writers")
 
     def __init__(self, name: str, *, is_volume: bool) -> None:
         self.name = name
         self.volume = Volume(name)
         self.is_volume = is_volume  # False: of size 0, and unknown to the server
-        self.is_dirty = False  # written since the last flush
+        self.latest = object()  # a new one behind everything that a flush would make durable
+        self.flushed = self.latest  # which of them a flush has covered
         self.opens = 0
         self.writers = 0
         self.change = threading.RLock()  # held by who opens, closes, creates or grows it
@@ -145,8 +146,6 @@ class Files:
             file.opens -= 1
             file.writers -= for_writing
             if not file.opens or (for_writing and not file.writers):
-                if file.is_dirty and not file.volume.is_gone:
-                    self.flush(file)
                 file.volume.is_written = file.writers > 0
                 self._lanes.let_go(file.volume)
             self._forget_unused(file)
@@ -183,7 +182,6 @@ class Files:
 
     def write(self, file: File, source: Any, size: int, offset: int, fua: bool) -> int:
         """From a ctypes pointer; the volume grows, or comes to be, where it ends before the data."""
-        file.is_dirty = True
         if not file.is_volume:
             self.grow(file.name, offset + size)
         try:
@@ -191,19 +189,20 @@ class Files:
         except OSError as error:
             if error.errno != errno.EFBIG:
                 raise
-        self.grow(file.name, offset + size)
-        return self._lanes.perform(Lane.write, file.volume, source, size, offset, fua)
+            self.grow(file.name, offset + size)
+            return self._lanes.perform(Lane.write, file.volume, source, size, offset, fua)
+        finally:
+            file.latest = object()
 
     def flush(self, file: File) -> None:
-        """Make durable what is written. EIO: some of it may be lost."""
-        if not file.is_volume or not file.is_dirty:
-            return
-        file.is_dirty = False  # before: what is written from now on wants another
-        try:
+        """Make durable what has been written when it is called. EIO: some of it may be lost.
+
+        Nothing to do where a flush that has *completed* began behind the latest write: threads may be in both.
+        """
+        latest = file.latest
+        if file.is_volume and file.flushed is not latest:
             self._lanes.perform(Lane.flush, file.volume)
-        except OSError:
-            file.is_dirty = True
-            raise
+            file.flushed = latest
 
     def discard(self, file: File, offset: int, length: int) -> None:
         """Give a range's space back."""
@@ -219,8 +218,10 @@ class Files:
             return
         end = min(offset + length, self._stat(file.name).size_bytes)
         if offset < end:
-            file.is_dirty = True
-            self._lanes.perform(action, file.volume, offset, end - offset)
+            try:
+                self._lanes.perform(action, file.volume, offset, end - offset)
+            finally:
+                file.latest = object()
 
     # Size ----------------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ ANSWER_LIMIT_S = 30.0
 _RETRY_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5)  # the last one repeats
 # What says that the server went away. Not ENOENT: that is a volume's.
 _LOST = frozenset((errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE, errno.EPROTO, errno.ENOTCONN))
-_SHARED_BYTES = 2 << 20  # of the segment, for each lane
+_SMALLER = (BUFFER_BYTES, BUFFER_BYTES // 4, BUFFER_BYTES // 16)  # where the server's region is short
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -72,18 +72,28 @@ class Lane:
         if self.context is None:
             self.context = shm_client.Context(
                 self._lanes.socket_path,
-                segment_bytes=_SHARED_BYTES,
+                segment_bytes=BUFFER_BYTES,
                 words=self._lanes.words,
                 on_event=self._happened,
                 answer_limit_s=ANSWER_LIMIT_S,
             )
         else:
             self.context.reconnect()
-        self._buffer = self.context.allocate(BUFFER_BYTES)
-        self._memory = (ctypes.c_char * BUFFER_BYTES).from_buffer(self._buffer.data)
+        self._buffer = self._allocate()
+        self._memory = (ctypes.c_char * self._buffer.size).from_buffer(self._buffer.data)
         self._address = ctypes.addressof(self._memory)
         self.is_lost = False
         self._lanes.watch(self)
+
+    def _allocate(self) -> shm_client.Buffer:
+        for size in _SMALLER:
+            try:
+                buffer: shm_client.Buffer = self.context.allocate(size)
+                return buffer
+            except OSError as error:
+                if error.errno != errno.ENOMEM or size == _SMALLER[-1]:
+                    raise
+        raise AssertionError
 
     def close(self) -> None:
         self._memory = self._buffer = None
@@ -94,15 +104,29 @@ class Lane:
 
     def read(self, volume: Volume, target: Any, size: int, offset: int) -> int:
         """Fill memory at a ctypes pointer; bytes done, short across the volume's end."""
-        done = self.open(volume, volume.is_written).read(self._buffer, size, offset)
-        ctypes.memmove(target, self._address, done)
+        opened, buffer = self.open(volume, volume.is_written), self._buffer
+        if size <= buffer.size:
+            done = opened.read(buffer, size, offset)
+            ctypes.memmove(target, self._address, done)
+            return done
+        done, start = 0, ctypes.addressof(target.contents)
+        while done < size and (part := opened.read(buffer, min(buffer.size, size - done), offset + done)):
+            ctypes.memmove(start + done, self._address, part)
+            done += part
         return done
 
     def write(self, volume: Volume, source: Any, size: int, offset: int, fua: bool) -> int:
         """Write from a ctypes pointer. EFBIG: across the volume's end."""
-        opened = self.open(volume, True)
-        ctypes.memmove(self._address, source, size)
-        return opened.write(self._buffer, size, offset, fua=fua)
+        opened, buffer = self.open(volume, True), self._buffer
+        if size <= buffer.size:
+            ctypes.memmove(self._address, source, size)
+            return opened.write(buffer, size, offset, fua=fua)
+        start = ctypes.addressof(source.contents)
+        for done in range(0, size, buffer.size):
+            part = min(buffer.size, size - done)
+            ctypes.memmove(self._address, start + done, part)
+            opened.write(buffer, part, offset + done, fua=fua)
+        return size
 
     def flush(self, volume: Volume) -> None:
         self.open(volume, True).flush()
@@ -187,6 +211,7 @@ class Lanes:
         self.written: Callable[[], list[Volume]] = list  # whose writer's right is taken again after a loss
         self._patience_s = patience_s
         self._all: list[Lane] = []
+        self._limit = LANES_MAX
         self._idle: list[Lane] = []
         self._waiting = 0
         self._returned = threading.Condition()
@@ -198,7 +223,8 @@ class Lanes:
     def start(self) -> None:
         """Connect the first lane; OSError where no server is. Then the keeper begins."""
         with self._borrowed() as lane, lane.lock:
-            lane.connect()
+            if lane.is_lost:
+                lane.connect()
         self._keeper.start()
 
     def close(self) -> None:
@@ -265,12 +291,27 @@ class Lanes:
                 while True:
                     with contextlib.suppress(IndexError):
                         return self._idle.pop()
-                    if len(self._all) < LANES_MAX:
-                        self._all.append(Lane(self))
-                        return self._all[-1]
+                    if len(self._all) < self._limit and (lane := self._make()) is not None:
+                        return lane
                     self._returned.wait()
             finally:
                 self._waiting -= 1
+
+    def _make(self) -> Lane | None:
+        """None: the server's region has no room for another, so those that there are must do."""
+        lane = Lane(self)
+        try:
+            with lane.lock:
+                lane.connect()
+        except OSError as error:
+            if error.errno in (errno.ENOMEM, errno.ENOSPC) and self._all:
+                logger.warning("%d connections must do: %s", len(self._all), error.strerror)
+                self._limit = len(self._all)
+                lane.close()
+                return None
+            # It is lost: perform() waits for the server.
+        self._all.append(lane)
+        return lane
 
     # The server's death --------------------------------------------------------------------------------------------
 
@@ -324,9 +365,12 @@ class Lanes:
                 lane.look()
             if lane.is_lost:
                 lane.connect()
-                for volume in self.written():
-                    lane.open(volume, True)
         except OSError as error:
             logger.debug("a lane that is not back yet: %s", error)
-            return lane.context is not None and lane.context.is_connected
+            return False
+        for volume in self.written():
+            try:
+                lane.open(volume, True)
+            except OSError as error:
+                logger.warning("%s is open for writing, and not to be had: %s", volume.name, error.strerror or error)
         return True

@@ -33,6 +33,7 @@ MOUNT_LIMIT_S = 40.0
 # How long Linux may keep names and sizes: others grow and remove volumes, too.
 ATTRIBUTES_S = 0.1
 _READY = b"ready\n"
+_ENDED_BY_SIGNAL = 8  # what fuse_main returns then
 
 
 class MountError(Error):
@@ -59,14 +60,14 @@ def check(directory: Path) -> Path:
         raise MountError("there is no /dev/fuse: modprobe fuse, or give the container that device")
     if shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not there: apt install fuse3")
+    if is_mounted(_point(directory)):  # first: one whose process is dead can't be asked for anything
+        raise MountError(f"{directory} is mounted already")
     try:
         real = directory.resolve(strict=True)
     except OSError as error:
         raise ConfigurationError(f"{directory}: {error.strerror}") from None
     if not real.is_dir():
         raise ConfigurationError(f"{directory} is no directory")
-    if is_mounted(real):
-        raise MountError(f"{directory} is mounted already")
     return real
 
 
@@ -102,11 +103,11 @@ def serve(directory: Path, socket_path: Path, ready_fd: int | None, patience_s: 
     lanes.start()
 
     def mounted() -> None:
-        logger.info("%s is mounted", directory)
         if ready_fd is not None:
             _leave_the_caller()
             os.write(ready_fd, _READY)
             os.close(ready_fd)
+        logger.info("%s is mounted", directory)
 
     try:
         _binding(mfusepy)(
@@ -120,8 +121,9 @@ def serve(directory: Path, socket_path: Path, ready_fd: int | None, patience_s: 
             entry_timeout=ATTRIBUTES_S,
             hard_remove=True,
         )
-    except RuntimeError as error:  # libfuse's own words are on standard error
-        raise MountError(f"{directory}: libfuse ended with {error}") from None
+    except RuntimeError as error:
+        if error.args != (_ENDED_BY_SIGNAL,):  # libfuse's own words are on standard error
+            raise MountError(f"{directory}: libfuse ended with {error}") from None
     finally:
         lanes.close()
     logger.info("%s is not mounted any more", directory)
@@ -206,11 +208,19 @@ def _mounts() -> set[str]:
     return found
 
 
+def _point(directory: Path) -> Path:
+    """The name that the mount table has for it. Not resolve(): that asks the mount, whose process may be dead."""
+    point = Path(os.path.abspath(directory))
+    with contextlib.suppress(OSError):
+        if not point.is_symlink():
+            return point.parent.resolve() / point.name
+        return point.resolve()
+    return point
+
+
 def unmount(directory: Path) -> None:
     """End a mount; EBUSY (as OSError) while files are open on it. Its process ends by itself."""
-    point = Path(os.path.abspath(directory))  # not resolve(): that asks the mount, whose process may be dead
-    with contextlib.suppress(OSError):
-        point = point.parent.resolve() / point.name
+    point = _point(directory)
     if not is_mounted(point):
         raise MountError(f"{directory} is no mount of volumes")
     program = shutil.which("fusermount3")
