@@ -12,20 +12,25 @@ from pathlib import Path
 
 from shm_server.stores.base import Store, Stores
 from shm_server.stores.delay import DelayRule, DelayStores
-from shm_server.stores.file import FileStores
+from shm_server.stores.file import DEFAULT_MAP_CACHE_BYTES, FileStores
 from shm_server.stores.memory import MemoryStores
 from shm_server.stores.null import NullStores
 
-__all__ = ["DelayRule", "Store", "Stores", "open_stores"]
+__all__ = ["DEFAULT_MAP_CACHE_BYTES", "DelayRule", "Store", "Stores", "open_stores"]
 
 KINDS = ("file", "memory", "null")
 
 
-def open_stores(kind: str, directory: Path, delays: Sequence[DelayRule] = ()) -> Stores:
+def open_stores(
+    kind: str,
+    directory: Path,
+    delays: Sequence[DelayRule] = (),
+    map_cache_bytes: int = DEFAULT_MAP_CACHE_BYTES,
+) -> Stores:
     """The stores of a pool: ``kind`` is one of KINDS, ``directory`` is the pool's, ``delays`` are for tests."""
     stores: Stores
     if kind == "file":
-        stores = FileStores(directory / "volumes")
+        stores = FileStores(directory / "volumes", map_cache_bytes)
     elif kind == "memory":
         stores = MemoryStores()
     elif kind == "null":

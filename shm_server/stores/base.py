@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 Views = Sequence[memoryview]
@@ -87,32 +89,118 @@ class Store(Protocol):
 
     def allocated_bytes(self) -> int: ...
 
+    @property
+    def must_sync(self) -> bool:
+        """What was written will not be found after a start of the machine, however orderly, unless sync() is called."""
+        ...
+
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LayerFile:
+    """A layer, as the catalogue knows it."""
+
+    number: int
+    uuid: str  # of the volume that it was made for
+    name: str  # of its data file
+    is_base: bool
+    is_sealed: bool  # durable as a whole, and never written again
+
+
+Chain = Sequence[LayerFile]
+
+
 class Stores(Protocol):
-    """A place for stores. ``is_persistent``: they outlive the process."""
+    """A place for stores. ``is_persistent``: they outlive the process.
+
+    Where ``can_layer`` a store may be a chain of layers, the base first, the one that is written last. Which they are
+    the caller knows, and keeps; a store without a chain is what create() made.
+    """
 
     is_persistent: bool
+    can_layer: bool
     max_atomic_write_bytes: int  # of each store
 
     def create(self, name: str, size_bytes: int) -> None:
         """Make the store, durably. One of that name that is there already is FileExistsError."""
         ...
 
-    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
         """``uuid`` is the volume's: what was left by another of this name is not this one's."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove the store, durably; one that is not there is fine."""
+        """Remove the store, durably; one that is not there is fine. Layers are not its."""
         ...
 
-    def allocated_bytes(self, name: str) -> int:
-        """Space taken by a store that need not be open."""
+    def base_name(self, name: str) -> str:
+        """How the file is called that create() makes, which becomes the base of a chain."""
+        ...
+
+    def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
+        """Make an empty layer, durably."""
+        ...
+
+    def push(self, store: Store, chain: Chain) -> Store:
+        """What an open store is, with a new layer on top: the last of ``chain``. Nothing but sync() is under way.
+
+        Where it raises, the store is as it was.
+        """
+        ...
+
+    def seal(self, store: Store) -> None:
+        """All below its top is durable, and the caller has noted that."""
+        ...
+
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+        """Copy what the upper has into the lower, in steps; durable at the end. Nobody may see the lower directly."""
+        ...
+
+    def merged(self, store: Store, upper: int, lower: int) -> None:
+        """What the open store has of the layer ``upper`` it finds in ``lower`` from now on."""
+        ...
+
+    def remove_layers(self, layers: Iterable[LayerFile]) -> None:
+        """Remove them, durably; those that are not there are fine."""
+        ...
+
+    def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        """Space taken by a store that need not be open, and by ``layers``."""
         ...
 
     def close(self) -> None: ...
+
+
+class WithoutLayers:
+    """For Stores whose stores are no chains."""
+
+    can_layer = False
+
+    def base_name(self, name: str) -> str:
+        return name
+
+    def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
+        raise no_layers()
+
+    def push(self, store: Store, chain: Chain) -> Store:
+        raise no_layers()
+
+    def seal(self, store: Store) -> None:
+        raise no_layers()
+
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+        raise no_layers()
+
+    def merged(self, store: Store, upper: int, lower: int) -> None:
+        raise no_layers()
+
+    def remove_layers(self, layers: Iterable[LayerFile]) -> None:
+        pass
+
+
+def no_layers() -> OSError:
+    return OSError(errno.EOPNOTSUPP, "volumes of this store can't have snapshots")
 
 
 def views_after(views: Views, done_bytes: int) -> list[memoryview]:

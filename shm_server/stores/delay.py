@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from shm_server.stores.base import Store, Stores, Views
+from shm_server.stores.base import Chain, LayerFile, Store, Stores, Views
 
 OPERATIONS = ("read", "write", "discard", "flush")
 
@@ -41,7 +41,7 @@ class DelayStore:
     """A store with rules in front. What a rule touches goes to a thread; the rest passes as before."""
 
     def __init__(self, store: Store, rules: Sequence[DelayRule], left: dict[DelayRule, int]) -> None:
-        self._store = store
+        self.inner = store
         self._rules = rules
         self._left = left
         self._lock = threading.Lock()
@@ -51,6 +51,10 @@ class DelayStore:
         self.descriptor = -1 if "read" in operations else store.descriptor  # so that copies come by read()
         self.inline_bytes = 0 if operations & {"discard", "write"} else store.inline_bytes
         self.is_sync_instant = store.is_sync_instant and "flush" not in operations
+
+    def around(self, store: Store) -> DelayStore:
+        """The same rules in front of another store."""
+        return DelayStore(store, self._rules, self._left)
 
     def _find(self, operation: str, offset: int, length: int) -> DelayRule | None:
         for rule in self._rules:
@@ -71,64 +75,68 @@ class DelayStore:
 
     @property
     def dirty_bytes(self) -> int:
-        return self._store.dirty_bytes
+        return self.inner.dirty_bytes
+
+    @property
+    def must_sync(self) -> bool:
+        return self.inner.must_sync
 
     def read_now(self, views: Views, offset: int, /) -> int:
         if self._find("read", offset, sum(map(len, views))) is not None:
             return 0
-        return self._store.read_now(views, offset)
+        return self.inner.read_now(views, offset)
 
     def write_now(self, views: Views, offset: int, /) -> int:
         if self._find("write", offset, sum(map(len, views))) is not None:
             return 0
-        return self._store.write_now(views, offset)
+        return self.inner.write_now(views, offset)
 
     def read(self, views: Views, offset: int) -> int:
         self._obey("read", offset, sum(map(len, views)))
-        return self._store.read(views, offset)
+        return self.inner.read(views, offset)
 
     def write(self, views: Views, offset: int) -> int:
         self._obey("write", offset, sum(map(len, views)))
-        return self._store.write(views, offset)
+        return self.inner.write(views, offset)
 
     def write_atomic(self, data: bytes, offset: int) -> None:
         self._obey("write", offset, len(data))
-        self._store.write_atomic(data, offset)
+        self.inner.write_atomic(data, offset)
 
     def scrub(self) -> None:
-        self._store.scrub()
+        self.inner.scrub()
 
     def fill(self, pattern: memoryview, offset: int) -> int:
         self._obey("write", offset, len(pattern))
-        return self._store.fill(pattern, offset)
+        return self.inner.fill(pattern, offset)
 
     def copy_from(self, source: Store, source_offset: int, offset: int, length: int) -> None:
         self._obey("write", offset, length)
-        self._store.copy_from(source, source_offset, offset, length)
+        self.inner.copy_from(source, source_offset, offset, length)
 
     def punch(self, offset: int, length: int) -> None:
         self._obey("discard", offset, length)
-        self._store.punch(offset, length)
+        self.inner.punch(offset, length)
 
     def zero(self, offset: int, length: int) -> bool:
         self._obey("discard", offset, length)
-        return self._store.zero(offset, length)
+        return self.inner.zero(offset, length)
 
     def extent(self, offset: int, length: int) -> tuple[bool, int]:
-        return self._store.extent(offset, length)
+        return self.inner.extent(offset, length)
 
     def sync(self) -> None:
         self._obey("flush", 0, 0)
-        self._store.sync()
+        self.inner.sync()
 
     def resize(self, size_bytes: int) -> None:
-        self._store.resize(size_bytes)
+        self.inner.resize(size_bytes)
 
     def allocated_bytes(self) -> int:
-        return self._store.allocated_bytes()
+        return self.inner.allocated_bytes()
 
     def close(self) -> None:
-        self._store.close()
+        self.inner.close()
 
 
 class DelayStores:
@@ -137,21 +145,45 @@ class DelayStores:
         self._rules = rules
         self._left = {rule: rule.count for rule in rules}
         self.is_persistent = stores.is_persistent
+        self.can_layer = stores.can_layer
         self.max_atomic_write_bytes = stores.max_atomic_write_bytes
 
     def create(self, name: str, size_bytes: int) -> None:
         self._stores.create(name, size_bytes)
 
-    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
-        store = self._stores.open(name, size_bytes, uuid)
+    def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
+        store = self._stores.open(name, size_bytes, uuid, chain)
         rules = [rule for rule in self._rules if rule.volume in ("", name)]
         return DelayStore(store, rules, self._left) if rules else store
+
+    def base_name(self, name: str) -> str:
+        return self._stores.base_name(name)
+
+    def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
+        self._stores.create_layer(layer, size_bytes)
+
+    def push(self, store: Store, chain: Chain) -> Store:
+        if not isinstance(store, DelayStore):
+            return self._stores.push(store, chain)
+        return store.around(self._stores.push(store.inner, chain))
+
+    def seal(self, store: Store) -> None:
+        self._stores.seal(store.inner if isinstance(store, DelayStore) else store)
+
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+        return self._stores.merge(upper, lower)
+
+    def merged(self, store: Store, upper: int, lower: int) -> None:
+        self._stores.merged(store.inner if isinstance(store, DelayStore) else store, upper, lower)
+
+    def remove_layers(self, layers: Iterable[LayerFile]) -> None:
+        self._stores.remove_layers(layers)
 
     def remove(self, name: str) -> None:
         self._stores.remove(name)
 
-    def allocated_bytes(self, name: str) -> int:
-        return self._stores.allocated_bytes(name)
+    def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        return self._stores.allocated_bytes(name, layers)
 
     def close(self) -> None:
         self._stores.close()

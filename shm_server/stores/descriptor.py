@@ -29,12 +29,13 @@ class DescriptorStore:
     """Owns ``fd``."""
 
     can_discard = True
+    must_sync = False
     max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
     def __init__(self, fd: int, *, is_memory: bool, redo: RedoFile | None = None) -> None:
         """``redo`` None: the store dies with the process, so that no write of it can be found half done."""
         self.fd = self.descriptor = fd
-        self._redo = redo
+        self.redo = redo
         self._dirty_bytes = 0
         self._sync_lock = threading.Lock()  # one sync at a time
         self._lost = 0  # errno of the one that failed
@@ -85,22 +86,19 @@ class DescriptorStore:
             done += os.pwritev(self.fd, views_after(views, done), offset + done)
         return total
 
-    def write_atomic(self, data: bytes, offset: int) -> None:
-        self._allocate(offset, len(data))
-        redo = self._redo
-        if redo is None:
-            self.write((memoryview(data),), offset)
-            return
-        try:
-            redo.record(offset, data)
-        except OSError:
-            _or_fail(redo.retire)
-            raise
-        _or_fail(lambda: self.write((memoryview(data),), offset))
-        _or_fail(self._sync_data)
-        _or_fail(redo.retire)
+    def write_bytes(self, data: bytes, offset: int) -> None:
+        self.write((memoryview(data),), offset)
 
-    def _allocate(self, offset: int, length: int) -> None:
+    def write_atomic(self, data: bytes, offset: int) -> None:
+        self.allocate(offset, len(data))
+        redo = self.redo
+        if redo is None:
+            self.write_bytes(data, offset)
+            return
+        write_by_redo(redo, data, offset, self.write_bytes, self.sync_data)
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Have room for the range, so that writing it will not end in ENOSPC."""
         try:
             linux.fallocate(self.fd, linux.FALLOC_FL_KEEP_SIZE, offset, length)
         except OSError as error:
@@ -166,15 +164,15 @@ class DescriptorStore:
         return True, min(os.lseek(self.fd, offset, os.SEEK_HOLE), end) - offset
 
     def sync(self) -> None:
-        self._sync_data()
-        if self._redo is not None:
-            self._redo.sync()
+        self.sync_data()
+        if self.redo is not None:
+            self.redo.sync()
 
     def scrub(self) -> None:
-        if self._redo is not None:
-            self._redo.scrub()
+        if self.redo is not None:
+            self.redo.scrub()
 
-    def _sync_data(self) -> None:
+    def sync_data(self) -> None:
         dirty = self._dirty_bytes  # what is written while we wait is not covered
         self._make_durable(os.fdatasync)
         self._dirty_bytes = max(0, self._dirty_bytes - dirty)
@@ -198,6 +196,10 @@ class DescriptorStore:
         except OSError as error:
             raise StoreFailedError(error.errno or errno.EIO, f"growing: {error.strerror}") from error
 
+    def size_bytes(self) -> int:
+        """Of the file."""
+        return os.fstat(self.fd).st_size
+
     def allocated_bytes(self) -> int:
         return os.fstat(self.fd).st_blocks * 512
 
@@ -205,8 +207,22 @@ class DescriptorStore:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = self.descriptor = -1
-            if self._redo is not None:
-                self._redo.close()
+            if self.redo is not None:
+                self.redo.close()
+
+
+def write_by_redo(
+    redo: RedoFile, data: bytes, offset: int, write: Callable[[bytes, int], object], sync: Callable[[], object]
+) -> None:
+    """The four steps of redo.py, behind the first; ``write`` puts the data in place, ``sync`` makes that durable."""
+    try:
+        redo.record(offset, data)
+    except OSError:
+        _or_fail(redo.retire)
+        raise
+    _or_fail(lambda: write(data, offset))
+    _or_fail(sync)
+    _or_fail(redo.retire)
 
 
 def _or_fail(act: Callable[[], object]) -> None:

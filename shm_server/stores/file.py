@@ -1,26 +1,39 @@
 """A sparse file per volume: <pool>/volumes/NAME.raw. The space a volume takes is what was written and not discarded.
 
-Beside it, from its first WRITE ATOMIC on, NAME.redo (redo.py).
+Beside it, from its first WRITE ATOMIC on, NAME.redo (redo.py). A volume that has, or had, snapshots is a chain of
+layers: NAME.raw is the base as it is, each layer above it is N.data and N.map (docs/ON-DISK.md).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shm_server.stores import linux
-from shm_server.stores.base import Store
+from shm_server.stores.base import Chain, LayerFile, Store
+from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.layer import Layer, allocated_bytes, create_files, remove_files
+from shm_server.stores.layered import LayeredStore
+from shm_server.stores.merging import merge
+from shm_server.stores.owners import CHUNK_BYTES, Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
+
+DEFAULT_MAP_CACHE_BYTES = 64 << 20
+MAX_OPEN_LAYERS = 256  # data files of sealed layers
 
 
 class FileStores:
     is_persistent = True
+    can_layer = True
     max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, map_cache_bytes: int = DEFAULT_MAP_CACHE_BYTES) -> None:
         self._directory = directory
+        self._map_cache = Clock(map_cache_bytes // CHUNK_BYTES)
+        self._open_layers = Clock(MAX_OPEN_LAYERS)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
@@ -47,7 +60,9 @@ class FileStores:
             os.close(fd)
         sync_directory(self._directory)
 
-    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
+        if len(chain) > 1:
+            return self._open_chain(name, size_bytes, uuid, chain)
         path = self.path(name)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -62,25 +77,75 @@ class FileStores:
             is_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
             redo = RedoFile(self._redo_path(name), uuid)
             try:
-                redo.replay(fd, actual)
+                store = DescriptorStore(fd, is_memory=is_memory, redo=redo)
+                redo.replay(store.write_bytes, store.sync_data, actual)
             except OSError:
                 redo.close()
                 raise
-            return DescriptorStore(fd, is_memory=is_memory, redo=redo)
+            return store
         except OSError:
             os.close(fd)
             raise
+
+    def _open_chain(self, name: str, size_bytes: int, uuid: str, chain: Chain) -> Store:
+        layers = [
+            Layer(file, self._directory, self._open_layers, is_writable=not file.is_sealed or file is chain[-1])
+            for file in chain
+        ]
+        redo = RedoFile(self._redo_path(name), uuid)
+        store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
+        try:
+            store.load()
+            actual = layers[-1].data.size_bytes()
+            if actual < size_bytes:
+                raise OSError(errno.EIO, f"the top layer of {name} has {actual} bytes, the volume has {size_bytes}")
+            store.sync()  # as in open(): what was lost is reported here; and what a crash left in a map is durable
+            redo.replay(store.write_bytes, store.sync, size_bytes)
+        except OSError:
+            store.close()
+            raise
+        return store
+
+    def base_name(self, name: str) -> str:
+        return self.path(name).name
+
+    def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
+        create_files(layer, self._directory, size_bytes)
+
+    def push(self, store: Store, chain: Chain) -> Store:
+        top = Layer(chain[-1], self._directory, self._open_layers, is_writable=True)
+        if isinstance(store, LayeredStore):
+            store.push(top)
+            return store
+        assert isinstance(store, DescriptorStore)
+        assert store.redo is not None
+        base = Layer(chain[0], self._directory, self._open_layers, is_writable=True, data=store)
+        layered = LayeredStore([base, top], Owners(self._directory, self._map_cache), store.redo)
+        layered.load()
+        return layered
+
+    def seal(self, store: Store) -> None:
+        assert isinstance(store, LayeredStore)
+        store.seal()
+
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+        return merge(upper, lower, self._directory)
+
+    def merged(self, store: Store, upper: int, lower: int) -> None:
+        assert isinstance(store, LayeredStore)
+        store.replace(upper, lower)
+
+    def remove_layers(self, layers: Iterable[LayerFile]) -> None:
+        remove_files(layers, self._directory)
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)  # first: a store that stays keeps its record
         self._redo_path(name).unlink(missing_ok=True)
         sync_directory(self._directory)
 
-    def allocated_bytes(self, name: str) -> int:
-        try:
-            return os.stat(self.path(name)).st_blocks * 512
-        except FileNotFoundError:
-            return 0
+    def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        paths = (self.path(name), *(self._directory / layer.name for layer in layers))
+        return sum(allocated_bytes(path) for path in paths)
 
     def close(self) -> None:
         pass

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 
-from shm_server.stores.base import Store
+from shm_server.stores.base import Chain, LayerFile, Store, WithoutLayers
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES
 
 
-class MemoryStores:
+class MemoryStores(WithoutLayers):
     is_persistent = False
     max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
@@ -24,7 +25,7 @@ class MemoryStores:
         os.ftruncate(fd, size_bytes)
         self._descriptors[name] = fd
 
-    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
         return DescriptorStore(os.dup(self._descriptors[name]), is_memory=True)
 
     def remove(self, name: str) -> None:
@@ -32,7 +33,7 @@ class MemoryStores:
         if fd is not None:
             os.close(fd)
 
-    def allocated_bytes(self, name: str) -> int:
+    def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
         fd = self._descriptors.get(name)
         return 0 if fd is None else os.fstat(fd).st_blocks * 512
 

@@ -11,7 +11,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from shm_server.stores.base import INLINE_BYTES, Store, Views
+from shm_server.stores.base import INLINE_BYTES, Chain, Store, Views
 from shm_server.stores.file import FileStores
 
 
@@ -19,6 +19,7 @@ class NullStore:
     """Zeros come from /dev/zero, so that a read costs its copy into the slot and faults as any other."""
 
     can_discard = True
+    must_sync = False
     descriptor = -1
     max_atomic_write_bytes = 0
     inline_bytes = INLINE_BYTES
@@ -76,7 +77,8 @@ class NullStore:
 
 
 class NullStores(FileStores):
+    can_layer = False
     max_atomic_write_bytes = 0
 
-    def open(self, name: str, size_bytes: int, uuid: str) -> Store:
+    def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
         return NullStore(self.path(name))

@@ -20,6 +20,7 @@ import hashlib
 import logging
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ class RedoFile:
             self._is_retirement_dirty = False  # before the sync: a retirement that comes meanwhile sets it again
             os.fdatasync(self._fd)
 
-    def replay(self, store_fd: int, size_bytes: int) -> None:
-        """Write a record that is whole to its place in the store: when the store is opened, before anybody looks."""
+    def replay(self, write: Callable[[bytes, int], object], sync: Callable[[], object], size_bytes: int) -> None:
+        """``write`` a record that is whole to its place in the store: when that is opened, before anybody looks."""
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -73,10 +74,8 @@ class RedoFile:
         if found is not None:
             offset, data = found
             log.warning("%s: a write of %d bytes at %d was under way: it is done now", self._path, len(data), offset)
-            done = 0
-            while done < len(data):
-                done += os.pwrite(store_fd, data[done:], offset + done)
-            os.fdatasync(store_fd)
+            write(data, offset)
+            sync()
         self.retire()
         self.sync()
 

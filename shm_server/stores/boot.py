@@ -1,0 +1,10 @@
+"""Which life of this machine it is. Between two of them there may have been a power cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def boot_id() -> bytes:
+    """16 bytes, new at each start of the kernel."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", ""))

@@ -1,0 +1,167 @@
+"""One layer of a chain: a sparse data file in which a page stands at its own offset, and the map of what is its own.
+
+The base of a chain has no map: what no layer above it owns is the base's. The data files of sealed layers are opened
+when they are needed, and at most so many of a server are open at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from shm_server.stores import linux
+from shm_server.stores.base import LayerFile
+from shm_server.stores.clock import Clock
+from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.maplog import MapLog, Run, new_path
+from shm_server.stores.redo import sync_directory
+
+
+def data_name(number: int) -> str:
+    """How the data file of a layer is called that is no base."""
+    return f"{number}.data"
+
+
+class _Data(DescriptorStore):
+    """Closed when the last who uses it lets go of it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Layer:
+    """``runs()`` first, then ``data``. What is_writable keeps its files open; the rest is opened as it is needed."""
+
+    def __init__(
+        self,
+        file: LayerFile,
+        directory: Path,
+        files: Clock,
+        *,
+        is_writable: bool,
+        data: DescriptorStore | None = None,
+    ) -> None:
+        """``data``: its data file, which was opened before there was a chain; it stays so, and is ours to close."""
+        self.file = file
+        self.log: MapLog | None = None
+        self.was_used = True
+        self.is_writable = is_writable
+        self._directory = directory
+        self._files = files
+        self._kept = self._data = data
+
+    @property
+    def data(self) -> DescriptorStore:
+        """Its data file. Any thread; keep the reference while it is used."""
+        data = self._data
+        if data is None:
+            data = self._data = open_data(self.file, self._directory, is_writable=self.is_writable)
+            if not self.is_writable:
+                self._files.add(self)
+        self.was_used = True
+        return data
+
+    def throw_away(self) -> None:
+        self._data = None
+
+    def runs(self) -> Sequence[Run]:
+        """What it owns, oldest first; the base owns what is left."""
+        if self.file.is_base:
+            return ()
+        log = open_log(self.file, self._directory)
+        try:
+            runs = log.open(is_sealed=self.file.is_sealed)
+        except OSError:
+            log.close()
+            raise
+        if self.is_writable:
+            self.log = log
+        else:
+            log.close()
+        return runs
+
+    def seal(self) -> None:
+        """It is below another one now, and durable."""
+        self.is_writable = False
+        self.log = None  # closed when the last sync() that still looks at it lets go
+        if self._kept is None:
+            self._files.add(self)
+
+    def allocated_bytes(self) -> int:
+        return allocated_bytes(self._directory / self.file.name)
+
+    def leave(self) -> None:
+        """Nobody will come to it any more; who is reading it may go on."""
+        self._files.discard({self})
+
+    def close(self) -> None:
+        """Nothing is under way."""
+        self.leave()
+        if self._data is not None:
+            self._data.close()
+        if self._kept is not None:
+            self._kept.close()
+        self._data = self._kept = None
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+
+def open_log(file: LayerFile, directory: Path) -> MapLog:
+    """The map of a layer; its create() or open() comes next."""
+    return MapLog(_map_path(file, directory), file.number, file.uuid)
+
+
+def _map_path(file: LayerFile, directory: Path) -> Path:
+    return directory / f"{file.number}.map"
+
+
+def create_files(file: LayerFile, directory: Path, size_bytes: int) -> None:
+    """An empty layer, durably. What a crash left of one of this number is written over."""
+    fd = os.open(directory / file.name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size_bytes)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    log = open_log(file, directory)
+    try:
+        log.create()
+    finally:
+        log.close()
+    sync_directory(directory)
+
+
+def remove_files(files: Iterable[LayerFile], directory: Path) -> None:
+    """Durably; files that are not there are fine."""
+    for file in files:
+        (directory / file.name).unlink(missing_ok=True)
+        map_path = _map_path(file, directory)
+        map_path.unlink(missing_ok=True)
+        new_path(map_path).unlink(missing_ok=True)
+    sync_directory(directory)
+
+
+def allocated_bytes(path: Path) -> int:
+    """Of a file, which need not be there."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def open_data(file: LayerFile, directory: Path, *, is_writable: bool) -> DescriptorStore:
+    """The data file of a layer."""
+    path = directory / file.name
+    flags = os.O_RDWR if is_writable else os.O_RDONLY
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OSError(errno.EIO, f"layer {file.number} is in the catalogue, but its file {path} is missing") from None
+    try:
+        return _Data(fd, is_memory=linux.filesystem_magic(fd) == linux.TMPFS_MAGIC)
+    except OSError:
+        os.close(fd)
+        raise

@@ -1,0 +1,228 @@
+"""The map of a layer: an append log that says which pages of its data file are its own.
+
+    header (512 bytes) | record (32 bytes) | record | …
+
+A record is a run of pages of one kind: DATA (the page stands in the data file), ZERO (it reads zeros, whatever older
+layers have), or a BARRIER, which says how long the log was when a sync of the data file began that has succeeded since.
+Data are with the kernel before their record is, so after the death of a process every record is believed. A power cut
+may have kept a record without its data: where the header names another boot than the one that runs, only records before
+the last barrier are believed, and the log is written anew. A record never straddles a sector, each has a CRC32C that
+begins with the header's, and the first that does not fit ends the log. docs/ON-DISK.md is the long form of this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import crc32c
+
+from shm_server.stores import linux
+from shm_server.stores.boot import boot_id
+from shm_server.stores.redo import sync_directory
+
+FORMAT = 1
+PAGE_BYTES = 4096
+
+DATA, ZERO, BARRIER = 1, 2, 3
+
+_MAGIC = b"OVSLAYER"
+_HEADER = struct.Struct("<8sIIQ16s16sI")  # magic, format, page bytes, layer, volume's uuid, boot id, crc32c
+HEADER_BYTES = 512  # a sector: written whole or not at all
+_RECORD = struct.Struct("<IIQQQ")  # crc32c, kind, first page, page count, its own offset in the log
+RECORD_BYTES = _RECORD.size
+_READ_RECORDS = 4096
+ROOM_BYTES = 4096
+
+assert HEADER_BYTES % RECORD_BYTES == 0
+assert 512 % RECORD_BYTES == 0
+
+
+def new_path(path: Path) -> Path:
+    """What a map is called while it is written anew."""
+    return path.with_suffix(".new")
+
+
+class Run(NamedTuple):
+    """So many pages of one kind."""
+
+    kind: int
+    first: int
+    pages: int
+
+
+class MapLog:
+    """One at a time may append or sync; whoever has the layer sees to that."""
+
+    def __init__(self, path: Path, layer: int, uuid: str) -> None:
+        self.path = path
+        self._layer = layer
+        self._uuid = bytes.fromhex(uuid)
+        self._fd = -1
+        self._seed = 0
+        self._length = 0  # where the next record goes
+        self._claimed = 0  # where the last record that is no barrier ends
+        self._durable = 0  # up to here records are believed after a power cut
+        self._room = 0  # up to here the file has its space
+
+    # Beginning ------------------------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """An empty map, durably but for its name: the caller syncs the directory."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.pwrite(self._fd, self._header(), 0)
+        os.fsync(self._fd)
+        self._length = self._claimed = self._durable = HEADER_BYTES
+
+    def open(self, *, is_sealed: bool = False) -> Sequence[Run]:
+        """Open it; the runs that are believed, oldest first. EPROTONOSUPPORT: a newer format; EIO: no map of ours.
+
+        ``is_sealed``: the layer is durable as a whole, so what its last barrier does not cover is nobody's.
+        """
+        try:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise OSError(errno.EIO, f"the map {self.path} of layer {self._layer} is missing") from None
+        boot = self._check_header(os.pread(self._fd, HEADER_BYTES, 0))
+        runs, durable = self._scan()
+        self._durable = durable
+        if boot == boot_id() and not is_sealed:
+            # Or what is behind a damaged record would count again once another stands in its place.
+            if os.fstat(self._fd).st_size > self._length:
+                os.ftruncate(self._fd, self._length)
+            return [run for run in runs if run.kind != BARRIER]
+        covered = (durable - HEADER_BYTES) // RECORD_BYTES
+        believed = [run for run in runs[:covered] if run.kind != BARRIER]
+        if not is_sealed:
+            self._rewrite(believed)
+        return believed
+
+    def _scan(self) -> tuple[list[Run], int]:
+        """Every whole record, and up to where they are durable."""
+        runs: list[Run] = []
+        durable = at = HEADER_BYTES
+        self._claimed = HEADER_BYTES
+        while block := os.pread(self._fd, _READ_RECORDS * RECORD_BYTES, at):
+            whole = len(block) - len(block) % RECORD_BYTES
+            for start in range(0, whole, RECORD_BYTES):
+                checksum, kind, first, count, own = _RECORD.unpack_from(block, start)
+                if own != at or checksum != self._checksum(block[start + 4 : start + RECORD_BYTES]):
+                    self._length = at
+                    return runs, durable
+                at += RECORD_BYTES
+                runs.append(Run(kind, first, count))
+                if kind == BARRIER:
+                    durable = max(durable, first)
+                else:
+                    self._claimed = at
+            if len(block) < _READ_RECORDS * RECORD_BYTES:
+                break
+        self._length = at
+        return runs, durable
+
+    def _rewrite(self, runs: list[Run]) -> None:
+        """The map with nothing but these runs, all of them durable, and of this boot; as one step."""
+        path = new_path(self.path)
+        os.close(self._fd)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        data = bytearray(self._header())
+        for run in runs:
+            data += self._record(*run, len(data))
+        self._claimed = len(data)
+        data += self._record(BARRIER, len(data), 0, len(data))
+        view = memoryview(data)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, view[done:], done)
+        os.fsync(self._fd)
+        os.rename(path, self.path)
+        sync_directory(self.path.parent)
+        self._length = len(data)
+        self._durable = self._claimed
+
+    def _header(self) -> bytes:
+        fields = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, self._layer, self._uuid, boot_id(), 0)[:-4]
+        self._seed = crc32c.crc32c(fields)
+        return (fields + self._seed.to_bytes(4, "little")).ljust(HEADER_BYTES, b"\0")
+
+    def _check_header(self, raw: bytes) -> bytes:
+        """The boot id in it."""
+        if len(raw) < HEADER_BYTES or not raw.startswith(_MAGIC):
+            raise OSError(errno.EIO, f"{self.path} is no map of a layer")
+        _, version, page_bytes, layer, uuid, boot, checksum = _HEADER.unpack_from(raw)
+        if version > FORMAT:
+            raise OSError(
+                errno.EPROTONOSUPPORT,
+                f"{self.path} has format {version}, this server knows up to {FORMAT}: a newer shm-server wrote it",
+            )
+        self._seed = crc32c.crc32c(raw[: _HEADER.size - 4])
+        if checksum != self._seed or page_bytes != PAGE_BYTES:
+            raise OSError(errno.EIO, f"the header of {self.path} is damaged")
+        if (layer, uuid) != (self._layer, self._uuid):
+            raise OSError(errno.EIO, f"{self.path} is the map of layer {layer}, not of layer {self._layer}")
+        assert isinstance(boot, bytes)
+        return boot
+
+    # Appending ------------------------------------------------------------------------------------------------------
+
+    def append(self, kind: int, first: int, count: int) -> None:
+        """The run is with the kernel when this returns. Where it raises, nothing of it is believed."""
+        self._make_room()
+        self._put(self._record(kind, first, count, self._length))
+        self._claimed = self._length
+
+    def _make_room(self) -> None:
+        """For a record and a barrier: a FLUSH must not fail on a full disk when what it covers had its place."""
+        if self._length + 2 * RECORD_BYTES <= self._room:
+            return
+        self._room = max(self._room, self._length)
+        try:
+            linux.fallocate(self._fd, linux.FALLOC_FL_KEEP_SIZE, self._room, ROOM_BYTES)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        self._room += ROOM_BYTES
+
+    def _put(self, record: bytes) -> None:
+        if os.pwrite(self._fd, record, self._length) < len(record):  # the next one is written over a part of one
+            raise OSError(errno.ENOSPC, f"no room for a record in {self.path}")
+        self._length += len(record)
+
+    def is_behind(self, covered: int) -> bool:
+        """There are runs before ``covered`` that a power cut would take."""
+        return covered > self._durable
+
+    @property
+    def claimed(self) -> int:
+        """Hand this to barrier(), taken before the sync of the data began."""
+        return self._claimed
+
+    def barrier(self, covered: int) -> None:
+        """The data of every run before ``covered`` are durable; so is this with the next sync()."""
+        self._put(self._record(BARRIER, covered, 0, self._length))
+
+    def sync(self, covered: int) -> None:
+        """Behind barrier(): now those runs are believed for good."""
+        os.fdatasync(self._fd)
+        self._durable = max(self._durable, covered)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    # Records --------------------------------------------------------------------------------------------------------
+
+    def _record(self, kind: int, first: int, count: int, offset: int) -> bytes:
+        raw = _RECORD.pack(0, kind, first, count, offset)
+        return self._checksum(raw[4:]).to_bytes(4, "little") + raw[4:]
+
+    def _checksum(self, raw: bytes) -> int:
+        return crc32c.crc32c(raw, self._seed)

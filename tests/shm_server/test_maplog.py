@@ -1,0 +1,159 @@
+"""The map of a layer: what is believed of it when."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from shm_server.stores import linux, maplog
+from shm_server.stores.maplog import DATA, HEADER_BYTES, RECORD_BYTES, ZERO, MapLog, Run
+
+UUID = "0123456789abcdef" * 2
+RUNS = [Run(DATA, 5, 3), Run(ZERO, 6, 1), Run(DATA, 1 << 34, 1 << 20)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "7.map"
+
+
+@pytest.fixture
+def log(path: Path) -> MapLog:
+    made = MapLog(path, 7, UUID)
+    made.create()
+    return made
+
+
+def append_all(log: MapLog) -> None:
+    for run in RUNS:
+        log.append(*run)
+
+
+def append_many(log: MapLog) -> None:
+    for number in range(1000):
+        log.append(DATA, number, 1)
+
+
+def opened(path: Path, *, is_sealed: bool = False) -> list[Run]:
+    log = MapLog(path, 7, UUID)
+    try:
+        return list(log.open(is_sealed=is_sealed))
+    finally:
+        log.close()
+
+
+def another_boot(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(maplog, "boot_id", lambda: bytes(range(16)))
+
+
+def test_after_the_death_of_a_process_every_record_is_believed(log: MapLog, path: Path) -> None:
+    """In their order, barriers or not."""
+    append_all(log)
+    assert opened(path) == RUNS
+
+
+def test_after_another_boot_only_what_a_barrier_covers(
+    log: MapLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was claimed while the data were being synced is not covered; then the map is written anew, and is whole."""
+    log.append(*RUNS[0])
+    covered = log.claimed
+    log.append(*RUNS[1])
+    log.barrier(covered)
+    log.sync(covered)
+    assert log.is_behind(log.claimed)
+    another_boot(monkeypatch)
+    for _ in range(2):
+        assert opened(path) == RUNS[:1]
+    again = MapLog(path, 7, UUID)
+    again.open()
+    again.append(*RUNS[2])
+    assert opened(path) == [RUNS[0], RUNS[2]]
+    monkeypatch.undo()
+    assert opened(path) == RUNS[:1]
+
+
+def test_of_a_sealed_layer_what_no_barrier_covers_is_nobodys(log: MapLog, path: Path) -> None:
+    """Whichever boot it is; and the file stays as it is."""
+    log.append(*RUNS[0])
+    log.barrier(log.claimed)
+    log.append(*RUNS[1])
+    before = path.read_bytes()
+    assert opened(path, is_sealed=True) == RUNS[:1]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("at", range(HEADER_BYTES, HEADER_BYTES + 3 * RECORD_BYTES))
+def test_the_first_record_that_is_damaged_ends_it(log: MapLog, path: Path, at: int) -> None:
+    """Any byte; and what is appended next is found."""
+    append_all(log)
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = os.pread(file.fileno(), 1, at)
+        file.write(bytes([byte ^ 1]))
+    whole = RUNS[: (at - HEADER_BYTES) // RECORD_BYTES]
+    assert opened(path) == whole
+    again = MapLog(path, 7, UUID)
+    again.open()
+    again.append(*RUNS[1])
+    assert opened(path) == [*whole, RUNS[1]]
+
+
+def test_a_log_that_is_cut_anywhere_has_the_records_before(log: MapLog, path: Path) -> None:
+    """A record is there whole or not."""
+    append_all(log)
+    content = path.read_bytes()
+    for length in range(HEADER_BYTES, len(content) + 1):
+        path.write_bytes(content[:length])
+        assert opened(path) == RUNS[: (length - HEADER_BYTES) // RECORD_BYTES]
+
+
+def test_a_barrier_has_its_room_before_what_it_covers(log: MapLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a run is refused, and never the FLUSH of those that were not."""
+    taken: list[int] = []
+    monkeypatch.setattr(linux, "fallocate", lambda fd, mode, offset, length: taken.append(offset + length))
+    for number in range(1000):
+        log.append(DATA, number, 1)
+        log.barrier(log.claimed)
+        assert log.claimed + RECORD_BYTES <= taken[-1]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(linux, "fallocate", full)
+    with pytest.raises(OSError, match="full"):
+        append_many(log)
+    log.barrier(log.claimed)
+
+
+def test_a_newer_format_is_refused_by_number(log: MapLog, path: Path) -> None:
+    """Both numbers are said."""
+    os.truncate(path, HEADER_BYTES)
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write((9).to_bytes(4, "little"))
+    with pytest.raises(OSError, match="format 9, this server knows up to 1") as caught:
+        opened(path)
+    assert caught.value.errno == errno.EPROTONOSUPPORT
+
+
+def test_another_map_is_refused(log: MapLog, path: Path) -> None:
+    """Missing, of another layer, of another volume, damaged, or no map at all: EIO with the path."""
+    for layer, uuid in ((8, UUID), (7, "00" * 16)):
+        with pytest.raises(OSError, match=r"7\.map is the map of layer 7"):
+            MapLog(path, layer, uuid).open()
+    content = path.read_bytes()
+    path.write_bytes(content[:30] + b"\xff" + content[31:])
+    with pytest.raises(OSError, match="damaged"):
+        opened(path)
+    for bad in (b"", content[:100], bytes(HEADER_BYTES)):
+        path.write_bytes(bad)
+        with pytest.raises(OSError, match="no map of a layer"):
+            opened(path)
+    path.unlink()
+    with pytest.raises(OSError, match="missing") as caught:
+        opened(path)
+    assert caught.value.errno == errno.EIO
