@@ -28,7 +28,7 @@ import msgspec
 
 from shm_server.interfaces.exports import ExportRule
 from shm_server.server import Settings
-from shm_server.stores import DelayRule
+from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule
 
 SOCKET_NAME = "shm.sock"
 
@@ -86,6 +86,7 @@ class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     allowed_uids: list[int] = []
     delay: list[Delay] = []
     exports: list[Export] = []
+    map_cache_size: int | str = DEFAULT_MAP_CACHE_BYTES  # of the maps of volumes with snapshots, all together
     spin_us: int | None = None  # None: the server's own default
     sanitize_bytes_per_s: int | str | None = None  # of one overwrite; None: as fast as it goes
 
@@ -143,6 +144,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
         is_shm_enabled=vpool.filesystem.fs_enable_shm_interface,
         config_path=str(path),
         allowed_uids=tuple(own.allowed_uids),
+        map_cache_bytes=_size(own.map_cache_size, path, "shm_server.map_cache_size"),
         delays=tuple(
             DelayRule(
                 rule.volume,

@@ -18,9 +18,10 @@ from typing import Protocol
 
 from shm_server.abi.control import MAX_RECORD_BYTES, VolumeInfo
 from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
-from shm_server.stores.base import Stores
+from shm_server.stores.base import LayerFile, Store, Stores
 from shm_server.volumes.catalog import Catalog, Record, Versioned
 from shm_server.volumes.handle import Handle
+from shm_server.volumes.lineage import Lineage
 from shm_server.volumes.sanitizing import Sanitizing
 from shm_server.volumes.volume import Volume
 
@@ -78,24 +79,31 @@ class Manager:
         self._watcher = watcher
         self._lane = Lane(1)
         self._records_lane = Lane(1)  # so that a reservation does not wait for a volume's store to be made or removed
+        self.lineage = Lineage(catalog)
+        self.layers: dict[str, list[LayerFile]] = {}  # made for each volume that is no plain store, by its name
         self._locks: dict[str, tuple[Lock, int]] = {}
         self._open: dict[str, _Open] = {}
+        self._closing: dict[str, Wait[None]] = {}
         self._failed: set[str] = set()
         for record in catalog.unfinished():
             log.warning("volume %s was half created or half removed when the server died: removing it", record.name)
             stores.remove(record.name)
-            catalog.forget(record.name)
+            self._forget(record)
+        self.lineage.recover()
         self._records = {record.name: record for record in catalog.load()}
+        for record in self._records.values():
+            if layers := self.lineage.layers_of(record.uuid):
+                self.layers[record.name] = layers
         self.sanitizing = catalog.sanitizing()  # by name: what runs, or has failed (sanitizer.py)
 
     # Looking --------------------------------------------------------------------------------------------------------
 
     def stat(self, name: str) -> VolumeInfo:
-        record = self._record(name)
+        record = self.record(name)
         held = self._open.get(name)
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
         order = self.sanitizing.get(name)
-        allocated = held.volume.store.allocated_bytes() if held else self._stores.allocated_bytes(name)
+        allocated = self._stores.allocated_bytes(name, self.layers.get(name, ()))
         return VolumeInfo(
             name=name,
             uuid=record.uuid,
@@ -122,17 +130,21 @@ class Manager:
 
     async def create(self, name: str, size_bytes: int) -> VolumeInfo:
         """A new volume of zeros. EEXIST, EINVAL (name, size), EFBIG (max_volume_size), ENOSPC."""
+        size_bytes = self._round_size(size_bytes)
+        return await self.add(name, size_bytes, self._create)
+
+    async def add(self, name: str, size_bytes: int, make: Callable[[Record], None]) -> VolumeInfo:
+        """A new volume that ``make`` makes, on a thread. EEXIST, EINVAL (name), ENOSPC."""
         if not _NAME.fullmatch(name):
             raise OSError(errno.EINVAL, f"{name!r} is no volume name: {NAME_RULE}")
-        size_bytes = self._round_size(size_bytes)
-        async with self._locked(name):
+        async with self.locked(name):
             if name in self._records:
                 raise OSError(errno.EEXIST, f"volume {name} exists")
             if len(self._records) >= MAX_VOLUMES:
                 raise OSError(errno.ENOSPC, f"the pool has {MAX_VOLUMES} volumes, which is the most it can have")
             record = Record(name, secrets.token_hex(16), size_bytes, 1)
-            await self._on_thread(lambda: self._create(record))
-            self._records[name] = record
+            await self.on_thread(lambda: make(record))
+            self.change_record(record)
             info = self.stat(name)
             log.info("volume %s created: %d bytes, uuid %s", name, size_bytes, record.uuid)
             self._watcher.volume_created(info)
@@ -148,9 +160,10 @@ class Manager:
         self._catalog.finish_create(record.name)
 
     async def remove(self, name: str, *, force: bool = False) -> None:
-        """ENOENT; EBUSY while somebody holds it, with ``force`` only if they don't let go in time."""
-        async with self._locked(name):
-            record = self._record(name)
+        """ENOENT; ENOTEMPTY while clones stand on it; EBUSY while somebody holds it, with ``force`` only if they don't
+        let go in time. Its snapshots go with it."""
+        async with self.locked(name):
+            record = self.record(name)
             if force and (held := self._open.get(name)):
                 living = [handle for handle in held.handles if not handle.is_closing]
                 if living:
@@ -162,35 +175,46 @@ class Manager:
                 raise self._busy(name, held.handles[0])
             del self._records[name]
             try:
-                await self._on_thread(lambda: self._remove(name))
+                await self.on_thread(lambda: self._remove(record))
             except OSError:
                 self._records[name] = record
                 raise
             self._failed.discard(name)
             self.sanitizing.pop(name, None)
+            self.layers.pop(name, None)
             log.info("volume %s removed", name)
             self._watcher.volume_removed(name, record.uuid)
 
-    def _remove(self, name: str) -> None:
-        self._catalog.begin_remove(name)
+    def _remove(self, record: Record) -> None:
+        self._catalog.begin_remove(record.name)
         try:
-            self._stores.remove(name)
+            self._stores.remove(record.name)
         except OSError:
-            self._catalog.finish_create(name)  # it stays, and is used: the next start must not remove it
+            self._catalog.finish_create(record.name)  # it stays, and is used: the next start must not remove it
             raise
-        self._catalog.forget(name)
+        self._forget(record)
+
+    def _forget(self, record: Record) -> None:
+        """Its store is gone: so is all else of it, now or, where a layer's file resists, at the next start."""
+        layers = self.lineage.layers_of(record.uuid)
+        self._catalog.forget(record.name)
+        if layers:
+            try:
+                self._stores.remove_layers(layers)
+                self.lineage.forget(layers)
+            except OSError as error:
+                log.error("layers of volume %s are left: %s", record.name, error)
 
     async def resize(self, name: str, size_bytes: int, by: object = None) -> VolumeInfo:
         """Grow. EPERM to shrink, EFBIG over max_volume_size. Waits (bounded) until the holders know."""
         size_bytes = self._round_size(size_bytes)
-        async with self._locked(name):
-            record = self._record(name)
+        async with self.locked(name):
+            record = self.record(name)
             if size_bytes < record.size_bytes:
                 raise OSError(errno.EPERM, f"volume {name} has {record.size_bytes} bytes: a volume can't shrink")
             if size_bytes == record.size_bytes:
                 return self.stat(name)
-            if name in self.sanitizing:
-                raise OSError(errno.EBUSY, f"volume {name} is being sanitized, or that failed")
+            self.check_not_sanitizing(name)
             held = self._open.get(name)
             if held is None:
                 held = await self._open_volume(record)
@@ -200,7 +224,7 @@ class Manager:
             grown = replace(record, size_bytes=size_bytes, generation=record.generation + 1)
             try:
                 await held.volume.grow(size_bytes)
-                await self._on_thread(lambda: self._catalog.resize(name, size_bytes, grown.generation))
+                await self.on_thread(lambda: self._catalog.resize(name, size_bytes, grown.generation))
                 self._records[name] = grown
                 held.volume.set_size(size_bytes, grown.generation)
             finally:
@@ -219,14 +243,14 @@ class Manager:
 
     async def get_record(self, name: str, record: str) -> Versioned:
         """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
-        uuid = self._record(name).uuid
+        uuid = self.record(name).uuid
         _check_record(record)
         found: Versioned = await self._keep(lambda: self._catalog.get_record(uuid, record))
         return found
 
     async def put_record(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:
         """Replace version ``version``: ESTALE where it is another; E2BIG. Waits (bounded) until the holders know."""
-        uuid = self._record(name).uuid
+        uuid = self.record(name).uuid
         _check_record(record)
         if len(data) > MAX_RECORD_BYTES:
             raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
@@ -240,22 +264,22 @@ class Manager:
 
     async def keep_sanitizing(self, name: str, order: Sanitizing | None) -> None:
         """Make durable how a sanitize operation stands, or that it is over and the volume can be used."""
-        uuid = self._record(name).uuid
+        uuid = self.record(name).uuid
         held = self._open.get(name)
         if order is not None:
-            await self._on_thread(lambda: self._catalog.put_sanitizing(order))
+            await self.on_thread(lambda: self._catalog.put_sanitizing(order))
             self.sanitizing[name] = order
             if held is not None:
                 self.shut(held.volume, order)
         else:
-            await self._on_thread(lambda: self._catalog.end_sanitizing(uuid))
+            await self.on_thread(lambda: self._catalog.end_sanitizing(uuid))
             del self.sanitizing[name]
             if held is not None:
                 held.volume.ranges.open()
 
     def scrub(self, volume: Volume) -> Call:
         """Await: no copy of the volume's data is kept beside it any more."""
-        return self._on_thread(volume.store.scrub)
+        return self.on_thread(volume.store.scrub)
 
     def shut(self, volume: Volume, order: Sanitizing) -> Wait[None]:
         """No data operation any more but the sanitizing itself; the result is set when nothing is under way."""
@@ -275,8 +299,8 @@ class Manager:
         """
         if access not in ACCESSES:
             raise OSError(errno.EINVAL, f"access {access!r}: it is one of {', '.join(ACCESSES)}")
-        async with self._locked(name):
-            record = self._record(name)
+        async with self.locked(name):
+            record = self.record(name)
             if "w" in access:
                 await self._until(lambda: not self._is_dying(name), name, None)
                 for handle in self.writers(name):
@@ -311,7 +335,9 @@ class Manager:
         closed.set()
 
     async def _open_volume(self, record: Record) -> _Open:
-        store = await self._on_thread(lambda: self._stores.open(record.name, record.size_bytes, record.uuid))
+        if (closing := self._closing.pop(record.name, None)) is not None:
+            await closing  # two stores on the same files would not know of each other's records
+        store = await self.on_thread(lambda: self._open_store(record))
         volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
         held = _Open(volume, [], [])
         volume.on_failure = lambda: self._volume_failed(held)
@@ -322,10 +348,43 @@ class Manager:
             self.shut(volume, self.sanitizing[record.name])
         return held
 
+    def _open_store(self, record: Record) -> Store:
+        # In one go on the manager's thread, so that no layer of the chain is merged or removed in between.
+        chain = self.lineage.chain(record.uuid) if self._stores.can_layer else ()
+        return self._stores.open(record.name, record.size_bytes, record.uuid, chain)
+
+    # For snapshots.py -----------------------------------------------------------------------------------------------
+
+    async def opened(self, name: str) -> Volume:
+        """For who has the volume's lock: it is open until the lock is let go, or longer where somebody holds it."""
+        held = self._open.get(name) or await self._open_volume(self.record(name))
+        return held.volume
+
+    def open_volumes(self) -> list[Volume]:
+        return [held.volume for held in self._open.values()]
+
+    def close_unheld(self, name: str) -> None:
+        """For who has the volume's lock: EBUSY where somebody holds it, else it is closed."""
+        if (held := self._open.get(name)) is not None:
+            if held.handles:
+                raise self._busy(name, held.handles[0])
+            self._close_volume(held)
+
+    def check_not_sanitizing(self, name: str) -> None:
+        if name in self.sanitizing:
+            raise OSError(errno.EBUSY, f"volume {name} is being sanitized, or that failed")
+
+    def change_record(self, record: Record) -> None:
+        """A volume is there, or is another than before; that is durable."""
+        self._records[record.name] = record
+
     def _close_volume(self, held: _Open) -> None:
         if self._open.get(held.volume.name) is held:
-            del self._open[held.volume.name]
-            held.volume.close()
+            name = held.volume.name
+            del self._open[name]
+            closed = held.volume.close()
+            if not closed.is_done:
+                self._closing[name] = closed
 
     def _volume_failed(self, held: _Open) -> None:
         self._failed.add(held.volume.name)
@@ -333,7 +392,7 @@ class Manager:
 
     # Helpers --------------------------------------------------------------------------------------------------------
 
-    def _record(self, name: str) -> Record:
+    def record(self, name: str) -> Record:
         record = self._records.get(name)
         if record is None:
             raise OSError(errno.ENOENT, f"there is no volume {name}")
@@ -387,7 +446,7 @@ class Manager:
         if held is not None and not held.handles:
             self._close_volume(held)
 
-    def _on_thread(self, function: Callable[[], object]) -> Call:
+    def on_thread(self, function: Callable[[], object]) -> Call:
         return Call(self._runtime, self._lane, function)
 
     def _lock_is_free(self, name: str) -> bool:
@@ -395,7 +454,7 @@ class Manager:
         return entry is None or entry[0].is_free
 
     @asynccontextmanager
-    async def _locked(self, name: str) -> AsyncIterator[None]:
+    async def locked(self, name: str) -> AsyncIterator[None]:
         """One change of a volume at a time; looking needs no lock."""
         lock, users = self._locks.get(name) or (Lock(), 0)
         self._locks[name] = (lock, users + 1)

@@ -21,8 +21,10 @@ from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
+from shm_server.snapshots import Snapshots
 from shm_server.volumes.catalog import Versioned
 from shm_server.volumes.handle import Handle
+from shm_server.volumes.lineage import Snapshot
 from shm_server.volumes.sanitizing import Sanitizing
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Requests:
         self._zombies: set[Client] = set()
         self.sanitizer: Sanitizer  # the same
         self.exports: Exports  # the same
+        self.snapshots: Snapshots  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
             control.Hello: self._hello,
@@ -79,6 +82,12 @@ class Requests:
             control.Sanitize: self._sanitize,
             control.Export: self._export,
             control.Unexport: self._unexport,
+            control.CreateSnapshot: self._create_snapshot,
+            control.StatSnapshot: self._stat_snapshot,
+            control.ListSnapshots: self._list_snapshots,
+            control.RemoveSnapshot: self._remove_snapshot,
+            control.RollBack: self._roll_back,
+            control.Clone: self._clone,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -270,6 +279,27 @@ class Requests:
         await self.exports.unexport(request.name)
         return control.Done(request.id)
 
+    async def _create_snapshot(self, client: Client, request: control.CreateSnapshot) -> control.Reply:
+        return control.Snapshot(request.id, _info(await self.snapshots.create(request.name, request.snapshot)))
+
+    async def _stat_snapshot(self, client: Client, request: control.StatSnapshot) -> control.Reply:
+        return control.Snapshot(request.id, _info(await self.snapshots.find(request.name, request.snapshot)))
+
+    async def _list_snapshots(self, client: Client, request: control.ListSnapshots) -> control.Reply:
+        found = await self.snapshots.find_all(request.name, request.after, control.MAX_SNAPSHOTS)
+        return control.Snapshots(request.id, [_info(each) for each in found])
+
+    async def _remove_snapshot(self, client: Client, request: control.RemoveSnapshot) -> control.Reply:
+        await self.snapshots.remove(request.name, request.snapshot)
+        return control.Done(request.id)
+
+    async def _roll_back(self, client: Client, request: control.RollBack) -> control.Reply:
+        return control.Volume(request.id, await self.snapshots.rollback(request.name, request.snapshot))
+
+    async def _clone(self, client: Client, request: control.Clone) -> control.Reply:
+        made = await self.snapshots.clone(request.name, request.snapshot, request.new_name)
+        return control.Volume(request.id, made)
+
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 
     def volume_created(self, info: control.VolumeInfo) -> None:
@@ -327,7 +357,7 @@ class Requests:
         return everyone
 
     def volume_changed(self, info: control.VolumeInfo, holders: list[Handle]) -> None:
-        """The sanitizer tells."""
+        """The sanitizer and the snapshots tell."""
         for client in list(self._host.clients()):
             if client.is_subscribed or any(handle in holders for handle in client.handles()):
                 self._event(client, lambda sequence: control.VolumeChanged(sequence, info))
@@ -398,6 +428,10 @@ def _check_may_export(client: Client) -> None:
     """An export makes a socket, with our rights, wherever it is said to: that is for those who have these rights."""
     if client.uid not in (0, os.getuid()):
         raise OSError(errno.EPERM, f"uid {client.uid} may use volumes here, but not export them")
+
+
+def _info(snapshot: Snapshot) -> control.SnapshotInfo:
+    return control.SnapshotInfo(snapshot.name, snapshot.size_bytes, snapshot.created_s)
 
 
 def _handle_info(handle: Handle) -> control.HandleInfo:

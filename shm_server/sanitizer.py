@@ -71,6 +71,8 @@ class Sanitizer:
         previous = self._manager.sanitizing.get(name)
         if name in self._running:
             raise OSError(errno.EBUSY, f"volume {name} is being sanitized")
+        if self._manager.layers.get(name):
+            raise OSError(errno.EOPNOTSUPP, f"volume {name} has layers: what it was stays in them")
         # SBC-3 4.11: what failed in the restricted mode can't be made an unrestricted one.
         if previous is not None and order.may_exit and not previous.may_exit:
             raise OSError(errno.EPERM, f"a sanitize of {name} failed that may not be exited: nor may the next")

@@ -29,7 +29,8 @@ from shm_server.manager import Manager
 from shm_server.requests import Requests
 from shm_server.runtime import Runtime
 from shm_server.sanitizer import Sanitizer
-from shm_server.stores import DelayRule, open_stores
+from shm_server.snapshots import Snapshots
+from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule, open_stores
 from shm_server.volumes.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Settings:
     is_shm_enabled: bool = True
     config_path: str = "vpool.json"
     allowed_uids: tuple[int, ...] = ()
+    map_cache_bytes: int = DEFAULT_MAP_CACHE_BYTES
     delays: Sequence[DelayRule] = ()
     exports: Sequence[ExportRule] = ()
     spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
@@ -101,7 +103,7 @@ class Server:
 
     def _build(self) -> None:
         settings = self._settings
-        self._stores = open_stores(settings.store, settings.pool, settings.delays)
+        self._stores = open_stores(settings.store, settings.pool, settings.delays, settings.map_cache_bytes)
         self._catalog = Catalog(settings.pool / "catalogue.sqlite" if self._stores.is_persistent else None)
         self._runtime = Runtime()
         refusal = None
@@ -117,6 +119,7 @@ class Server:
         self._requests.sanitizer = Sanitizer(
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )
+        self._requests.snapshots = Snapshots(self._runtime, self._stores, self._manager, self._requests.volume_changed)
         self._dispatcher = Dispatcher(self._runtime)
         self._exports = Exports(self._runtime, self._manager, self, settings.allowed_uids)
         self._requests.exports = self._exports

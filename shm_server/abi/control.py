@@ -21,6 +21,7 @@ LENGTH = struct.Struct("<I")
 MAX_REQUEST_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 8 << 20
 MAX_RECORD_BYTES = 64 << 10
+MAX_SNAPSHOTS = 2000  # in one message
 ATTACH_DESCRIPTORS = 4
 
 
@@ -147,6 +148,54 @@ class Unexport(Message, frozen=True):
     name: str
 
 
+class CreateSnapshot(Message, frozen=True):
+    """The reply comes when it is durable. EEXIST; EINVAL; EOPNOTSUPP: the pool's store can't."""
+
+    id: int
+    name: str
+    snapshot: str
+
+
+class StatSnapshot(Message, frozen=True):
+    id: int
+    name: str
+    snapshot: str
+
+
+class ListSnapshots(Message, frozen=True):
+    """By name, those behind ``after``; a reply that is full (MAX_SNAPSHOTS) is not the last."""
+
+    id: int
+    name: str
+    after: str = ""
+
+
+class RemoveSnapshot(Message, frozen=True):
+    """ENOTEMPTY: clones stand on it. Its space comes back in the background."""
+
+    id: int
+    name: str
+    snapshot: str
+
+
+class RollBack(Message, frozen=True):
+    """The volume is what the snapshot is, its size too; later snapshots go. EBUSY: held; ENOTEMPTY: clones stand on
+    later ones."""
+
+    id: int
+    name: str
+    snapshot: str
+
+
+class Clone(Message, frozen=True):
+    """A new volume ``new_name`` that begins as the snapshot; the errors are Create's, and ENOENT."""
+
+    id: int
+    name: str
+    snapshot: str
+    new_name: str
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -192,6 +241,12 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     can_exit_sanitize: bool = False  # and "exit failure mode" ends that
 
 
+class SnapshotInfo(msgspec.Struct, frozen=True):
+    name: str
+    size_bytes: int  # of the volume, then
+    created_s: float  # since 1970
+
+
 class HandleInfo(msgspec.Struct, frozen=True):
     """One open handle, with what it has moved since it was opened."""
 
@@ -232,7 +287,7 @@ class Opened(Message, frozen=True):
 
 
 class Volume(Message, frozen=True):
-    """Reply to Create, Resize, Stat, Sanitize."""
+    """Reply to Create, Resize, Stat, Sanitize, RollBack, Clone."""
 
     id: int
     info: VolumeInfo
@@ -252,13 +307,25 @@ class Volumes(Message, frozen=True):
     infos: list[VolumeInfo]
 
 
+class Snapshot(Message, frozen=True):
+    """Reply to CreateSnapshot, StatSnapshot."""
+
+    id: int
+    info: SnapshotInfo
+
+
+class Snapshots(Message, frozen=True):
+    id: int
+    infos: list[SnapshotInfo]
+
+
 class Handles(Message, frozen=True):
     id: int
     infos: list[HandleInfo]
 
 
 class Done(Message, frozen=True):
-    """Reply to Close, Remove, Export, Unexport."""
+    """Reply to Close, Remove, RemoveSnapshot, Export, Unexport."""
 
     id: int
 
@@ -293,7 +360,8 @@ class VolumeResized(Message, frozen=True):
 
 
 class VolumeChanged(Message, frozen=True):
-    """A sanitize operation has begun, come further, ended or failed, or its failure mode was left."""
+    """A sanitize operation has begun, come further, ended or failed, or its failure mode was left; or the volume was
+    rolled back, perhaps to another size."""
 
     sequence: int
     info: VolumeInfo
@@ -332,13 +400,21 @@ Request: TypeAlias = (
     | Sanitize
     | Export
     | Unexport
+    | CreateSnapshot
+    | StatSnapshot
+    | ListSnapshots
+    | RemoveSnapshot
+    | RollBack
+    | Clone
     | List
     | ListHandles
     | Subscribe
     | Ack
 )
 Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested
-Reply: TypeAlias = Welcome | Attached | Opened | Volume | Record | Volumes | Handles | Done | Failed
+Reply: TypeAlias = (
+    Welcome | Attached | Opened | Volume | Record | Volumes | Snapshot | Snapshots | Handles | Done | Failed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

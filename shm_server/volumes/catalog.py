@@ -12,15 +12,15 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shm_server.volumes.sanitizing import Sanitizing
 
-FORMAT = 3  # 1 had no records, 2 no sanitize operations
+FORMAT = 4  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots
 APPLICATION_ID = 0x4F565343  # "OVSC"
 
 _SCHEMA = """
@@ -53,7 +53,32 @@ CREATE TABLE sanitize (
     failure INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
-_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA}  # what each format brought
+_LAYERS_SCHEMA = """
+CREATE TABLE layers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid TEXT NOT NULL,
+    parent INTEGER,
+    file TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('creating', 'open', 'sealed', 'garbage'))
+);
+CREATE INDEX layers_by_parent ON layers (parent);
+CREATE INDEX layers_by_uuid ON layers (uuid);
+CREATE TABLE tops (
+    uuid TEXT PRIMARY KEY,
+    layer INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE snapshots (
+    uuid TEXT NOT NULL,
+    name TEXT NOT NULL,
+    layer INTEGER NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    created_s REAL NOT NULL,
+    PRIMARY KEY (uuid, name)
+) WITHOUT ROWID;
+CREATE INDEX snapshots_by_layer ON snapshots (layer);
+"""
+# What each format brought.
+_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA}
 assert list(_ADDED) == list(range(1, FORMAT + 1))
 MAX_RECORDS = 16  # of one volume
 
@@ -109,7 +134,8 @@ class Catalog:
         if version < FORMAT:
             execute("BEGIN IMMEDIATE")
             for number in range(version + 1, FORMAT + 1):
-                execute(_ADDED[number])
+                for statement in _ADDED[number].split(";"):
+                    execute(statement)
             execute(f"PRAGMA application_id={APPLICATION_ID}")
             execute(f"PRAGMA user_version={FORMAT}")
             execute("COMMIT")
@@ -129,21 +155,37 @@ class Catalog:
         return [Record(*row) for row in rows]
 
     def begin_create(self, record: Record) -> None:
-        self._change(
-            "INSERT INTO volumes VALUES (?, ?, ?, ?, 'creating')",
-            (record.name, record.uuid, record.size_bytes, record.generation),
-        )
+        self._change("INSERT INTO volumes VALUES (?, ?, ?, ?, 'creating')", astuple(record))
 
     def finish_create(self, name: str) -> None:
         self._change("UPDATE volumes SET state = 'ready' WHERE name = ?", (name,))
 
     def begin_remove(self, name: str) -> None:
-        self._change("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
+        """ENOTEMPTY: clones stand on it."""
+        with self.transaction() as execute:
+            clones = execute(
+                "SELECT count(*) FROM layers AS clone JOIN layers AS ours ON clone.parent = ours.number "
+                "JOIN volumes ON volumes.uuid = ours.uuid WHERE volumes.name = ? AND clone.uuid != ours.uuid",
+                (name,),
+            )
+            if (count := clones.fetchone()[0]) > 0:
+                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots of volume {name}")
+            execute("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
 
     def forget(self, name: str) -> None:
-        """A volume and all that is its, at once."""
-        with self._transaction() as execute:
-            for table in ("records", "sanitize"):
+        """A volume and all that is its, at once; layers are garbage, but for the base, which goes with the store."""
+        with self.transaction() as execute:
+            execute(
+                "UPDATE layers SET state = 'garbage', parent = NULL WHERE parent IS NOT NULL "
+                "AND uuid IN (SELECT uuid FROM volumes WHERE name = ?)",
+                (name,),
+            )
+            execute(
+                "DELETE FROM layers WHERE state IN ('open', 'sealed') "
+                "AND uuid IN (SELECT uuid FROM volumes WHERE name = ?)",
+                (name,),
+            )
+            for table in ("records", "sanitize", "tops", "snapshots"):
                 execute(f"DELETE FROM {table} WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
             execute("DELETE FROM volumes WHERE name = ?", (name,))
 
@@ -151,7 +193,7 @@ class Catalog:
         self._change("UPDATE volumes SET size_bytes = ?, generation = ? WHERE name = ?", (size_bytes, generation, name))
 
     def _change(self, statement: str, values: tuple[str | int | bytes, ...]) -> None:
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             execute(statement, values)
 
     # Records --------------------------------------------------------------------------------------------------------
@@ -172,7 +214,7 @@ class Catalog:
 
     def put_record(self, uuid: str, record: str, version: int, data: bytes) -> Versioned:
         """Replace version ``version`` of a record, durably. ESTALE: it has another one; ENOENT: no such volume."""
-        with self._transaction() as execute:
+        with self.transaction() as execute:
             whole = execute("SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready'", (uuid,))
             if whole.fetchone() is None:
                 raise OSError(errno.ENOENT, f"there is no volume with uuid {uuid}")
@@ -214,8 +256,16 @@ class Catalog:
     def end_sanitizing(self, uuid: str) -> None:
         self._change("DELETE FROM sanitize WHERE uuid = ?", (uuid,))
 
+    def select(self, query: str, values: Sequence[str | int]) -> list[tuple[Any, ...]]:
+        """Rows, for the rooms that keep tables of their own here (lineage.py)."""
+        try:
+            with self._lock:
+                return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise OSError(errno.EIO, f"catalogue {self._path}: {error}") from None
+
     @contextmanager
-    def _transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+    def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
         """All of it or, where anything raises, nothing; durable at the end."""
         try:
             with self._lock:

@@ -27,6 +27,11 @@ class Extents:
         self._start = self._end = 0  # bytes; a run of data, where there is one
         self._forgotten = 0
 
+    def change_store(self, store: Store) -> None:
+        """The same bytes, otherwise kept: what was found may be found otherwise."""
+        self._store = store
+        self._forget()
+
     async def find(self, offset: int, length: int) -> tuple[bool, int]:
         """Is there data at ``offset``, and for how many of the ``length`` bytes that holds."""
         while not self._start <= offset < self._end:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from shm_server.runtime import Wait
-from shm_server.volumes.volume import MAX_PATTERN_BYTES, WRITE_STEP_BYTES, Volume
+from shm_server.volumes.volume import MAX_PATTERN_BYTES, PUNCH, WRITE_STEP_BYTES, Volume
 
 OVERWRITE = "overwrite"
 BLOCK_ERASE = "block erase"
@@ -78,7 +78,7 @@ async def work(volume: Volume, order: Sanitizing, checkpoint: Checkpoint, bytes_
         number, offset = divmod(done, size)
         if order.kind == BLOCK_ERASE:
             length = min(ERASE_STEP_BYTES, size - offset)
-            await volume.in_steps(volume.store.punch, offset, length, _never, is_claimed=True)
+            await volume.in_steps(PUNCH, offset, length, _never, is_claimed=True)
         else:
             pattern = order.patterns[number]
             # A whole number of patterns, so that each pass is one unbroken run of them.

@@ -33,11 +33,14 @@ MAX_WRITE_SAME_BYTES = 32 << 20
 MAX_PATTERN_BYTES = 4096
 BACKGROUND_SYNC_BYTES = DIRTY_BUDGET_BYTES // 2
 
+# The store is looked up at each step: a snapshot may come in between.
+Act = Callable[[Store, int, int], bool | None]
+PUNCH: Act = lambda store, offset, length: store.punch(offset, length)  # noqa: E731 - two of a kind
+ZERO: Act = lambda store, offset, length: store.zero(offset, length)  # noqa: E731
+
 _ZEROS = memoryview(bytes(WRITE_STEP_BYTES))
 
 IsCancelled = Callable[[], bool]
-Now = Callable[[Views, int], int]
-Whole = Callable[[Views, int], object]
 
 
 class Volume:
@@ -71,7 +74,7 @@ class Volume:
         store = self.store
         done = 0 if self.ranges.is_guarded else store.read_now(views, offset)
         if done < length:
-            await self._move(Claim.READ, store.read_now, store.read, views_after(views, done), offset + done)
+            await self._move(Claim.READ, views_after(views, done), offset + done)
         return length
 
     async def write(self, views: Views, offset: int, length: int, *, is_durable: bool) -> int:
@@ -82,16 +85,20 @@ class Volume:
         store = self.store
         done = 0 if self.ranges.is_guarded else store.write_now(views, offset)
         if done < length:
-            await self._move(Claim.WRITE, store.write_now, store.write, views_after(views, done), offset + done)
+            await self._move(Claim.WRITE, views_after(views, done), offset + done)
         await self.end_write(is_durable=is_durable)
         return length
 
-    async def _move(self, kind: Claim, now: Now, whole: Whole, views: Views, offset: int) -> None:
+    async def _move(self, kind: Claim, views: Views, offset: int) -> None:
         """What could not be done at once: on a thread, behind whoever guards the range."""
         with self.ranges.claim(kind, offset, sum(map(len, views))) as claim:
             done = 0
-            if self.ranges.is_guarded:
+            is_guarded = self.ranges.is_guarded
+            if is_guarded:
                 await claim
+            store = self.store  # who guarded may have changed it
+            now, whole = (store.read_now, store.read) if kind is Claim.READ else (store.write_now, store.write)
+            if is_guarded:
                 done = now(views, offset)
             if rest := views_after(views, done):
                 await Call(self.runtime, self._lane, partial(whole, rest, offset + done))
@@ -156,7 +163,7 @@ class Volume:
             if length:
                 self.punch(offset, length)
         else:
-            await self.in_steps(self.store.punch, offset, length, is_cancelled)
+            await self.in_steps(PUNCH, offset, length, is_cancelled)
         return length
 
     def punch(self, offset: int, length: int) -> None:
@@ -173,7 +180,7 @@ class Volume:
         else:
             self.check_write(offset, length)
             # In memory zeros are written: no file system there can zero a range and keep it allocated.
-            if self.store.inline_bytes or not await self.in_steps(self.store.zero, offset, length, is_cancelled):
+            if self.store.inline_bytes or not await self.in_steps(ZERO, offset, length, is_cancelled):
                 await self.fill_steps(_ZEROS, offset, length, is_cancelled)
         if is_durable:
             await self.flush()
@@ -198,14 +205,14 @@ class Volume:
 
     async def in_steps(
         self,
-        act: Callable[[int, int], bool | None],
+        act: Act,
         offset: int,
         length: int,
         is_cancelled: IsCancelled,
         *,
         is_claimed: bool = False,
     ) -> bool:
-        """``act(offset, length)`` on a thread, step by step. False: it can't (which the first step says).
+        """``act(store, offset, length)`` on a thread, step by step. False: it can't (which the first step says).
 
         ``is_claimed``: the caller has the range to itself; else each step has a claim of its own.
 
@@ -219,7 +226,11 @@ class Volume:
                 with self._step_claim(offset, step, is_claimed) as claim:
                     await claim
                     check_cancelled(is_cancelled)
-                    call = Call(self.runtime, self._lane, partial(_timed, self.runtime.clock, act, offset, step))
+                    call = Call(
+                        self.runtime,
+                        self._lane,
+                        partial(_timed, self.runtime.clock, partial(act, self.store), offset, step),
+                    )
                     took_s, did = await call
                 if did is False:
                     return False
@@ -319,6 +330,16 @@ class Volume:
             log.error("volume %s failed: %s", self.name, words)
             self.on_failure()
 
+    # Another store --------------------------------------------------------------------------------------------------
+
+    async def change_store(self, change: Callable[[Store], Store]) -> None:
+        """``change`` the store, on a thread, into one with the same bytes while nobody reads or writes; a sync() of the
+        old one may be under way. Where it raises, nothing is different."""
+        with self.ranges.claim(Claim.EXCLUSIVE, 0, 1 << 63) as claim:
+            await claim
+            self.store = await Call(self.runtime, self._lane, partial(change, self.store))
+            self._extents.change_store(self.store)
+
     # Size and end ---------------------------------------------------------------------------------------------------
 
     async def grow(self, size_bytes: int) -> None:
@@ -333,14 +354,23 @@ class Volume:
         self.size_bytes = size_bytes
         self.generation = generation
 
-    def close(self) -> None:
-        """The last handle has gone. A sync that still runs keeps its descriptor until it ends."""
-        if self._is_syncing:
+    def close(self) -> Wait[None]:
+        """The last handle has gone. A sync that still runs keeps its descriptor until it ends; then the result is set,
+        and the store may be opened again."""
+        closed: Wait[None] = Wait()
+
+        def close(_value: None, _error: BaseException | None) -> None:
+            self.store.close()
+            closed.set()
+
+        if self._is_syncing or (self.store.must_sync and not self.failure):
             turn: Wait[None] = Wait()
             self._sync_waiters.append(turn)
-            turn.start(lambda _value, _error: self.store.close())
+            turn.start(close)
+            self._start_sync()
         else:
-            self.store.close()
+            close(None, None)
+        return closed
 
 
 def check_cancelled(is_cancelled: IsCancelled) -> None:

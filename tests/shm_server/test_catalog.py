@@ -42,7 +42,7 @@ def test_a_newer_format_is_refused_by_number(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version=7")
     database.close()
-    with pytest.raises(OSError, match="format 7, this server knows up to 3"):
+    with pytest.raises(OSError, match="format 7, this server knows up to 4"):
         Catalog(path)
 
 
@@ -67,9 +67,14 @@ def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
     again.close()
 
 
-@pytest.mark.parametrize(("version", "missing"), [(1, ["records", "sanitize"]), (2, ["sanitize"])])
+LAYERS = ["layers", "tops", "snapshots"]
+
+
+@pytest.mark.parametrize(
+    ("version", "missing"), [(1, ["records", "sanitize", *LAYERS]), (2, ["sanitize", *LAYERS]), (3, LAYERS)]
+)
 def test_an_older_catalogue_gets_what_it_lacks(tmp_path: Path, version: int, missing: list[str]) -> None:
-    """Formats 1 and 2 are brought to ours when they are opened; their volumes stay."""
+    """Older formats are brought to ours when they are opened; their volumes stay."""
     path = tmp_path / "c.sqlite"
     catalog = Catalog(path)
     catalog.begin_create(DEMO)

@@ -1,0 +1,231 @@
+"""Snapshots, rollback, clones: what they do to a volume that may be in use, and what is done behind them.
+
+A snapshot is a new, empty layer on top. The catalogue has it before the first write goes into it (a crash in between
+finds it empty); then, while nobody reads or writes, the volume's store gets it, and I/O goes on while the layer below
+is made durable; only then the snapshot has a name, and the reply is sent. The volume's size does not matter to it.
+
+Layers that no snapshot names any more are merged with the one above in the background, in steps, and files that nobody
+needs are removed; what a crash leaves of that is taken up at the next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from shm_server.abi.control import VolumeInfo
+from shm_server.manager import Manager
+from shm_server.runtime import Call, Job, Lane, Runtime
+from shm_server.stores.base import LayerFile, Stores, no_layers
+from shm_server.volumes.catalog import Record
+from shm_server.volumes.handle import Handle
+from shm_server.volumes.lineage import Merge, Snapshot
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NAME_RULE = "[A-Za-z0-9][A-Za-z0-9._:-]{0,126}"
+_NAME = re.compile(NAME_RULE)
+
+
+class Snapshots:
+    def __init__(
+        self,
+        runtime: Runtime,
+        stores: Stores,
+        manager: Manager,
+        changed: Callable[[VolumeInfo, list[Handle]], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``changed`` is told of volumes that were rolled back; ``clock`` says what time it is."""
+        self._runtime = runtime
+        self._stores = stores
+        self._manager = manager
+        self._lineage = manager.lineage
+        self._changed = changed
+        self._clock = clock
+        self._merge_lane = Lane(1)
+        self._is_tidying = False
+        self._must_tidy = False
+        self.tidy()
+
+    # What can be asked for ------------------------------------------------------------------------------------------
+
+    async def create(self, name: str, snapshot: str) -> Snapshot:
+        """ENOENT; EEXIST; EINVAL (name); EBUSY: it is being sanitized; EOPNOTSUPP: not in this store."""
+        if not _NAME.fullmatch(snapshot):
+            raise OSError(errno.EINVAL, f"{snapshot!r} is no name of a snapshot: {NAME_RULE}")
+        async with self._manager.locked(name):
+            record = self._check(name)
+            await self._manager.on_thread(lambda: self._lineage.check_new(record.uuid, snapshot))
+            found = await self._push(record, snapshot)
+            assert found is not None
+            log.info("volume %s: snapshot %s", name, snapshot)
+            return found
+
+    async def find(self, name: str, snapshot: str) -> Snapshot:
+        """ENOENT."""
+        uuid = self._manager.record(name).uuid
+        found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(uuid, snapshot))
+        return found
+
+    async def find_all(self, name: str, after: str, limit: int) -> list[Snapshot]:
+        """By name, behind ``after``. ENOENT."""
+        uuid = self._manager.record(name).uuid
+        found: list[Snapshot] = await self._manager.on_thread(lambda: self._lineage.snapshots(uuid, after, limit))
+        return found
+
+    async def remove(self, name: str, snapshot: str) -> None:
+        """ENOENT; ENOTEMPTY: clones stand on it. Its space comes back in the background."""
+        async with self._manager.locked(name):
+            record = self._check(name)
+            await self._manager.on_thread(lambda: self._lineage.remove_snapshot(record.uuid, snapshot))
+            log.info("volume %s: snapshot %s removed", name, snapshot)
+            try:
+                if not await self._manager.on_thread(lambda: self._lineage.stands_alone(record.uuid)):
+                    await self._push(record)  # what is being written can't be merged
+            except OSError as error:
+                log.warning("volume %s: the space of snapshot %s comes back later: %s", name, snapshot, error)
+        self.tidy()
+
+    async def rollback(self, name: str, snapshot: str) -> VolumeInfo:
+        """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: held, or being sanitized;
+        ENOTEMPTY: clones stand on later ones."""
+        async with self._manager.locked(name):
+            record = self._check(name)
+            self._manager.close_unheld(name)
+            found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(record.uuid, snapshot))
+            await self._manager.opened(name)  # what a crash left to be written again is not to come later
+            self._manager.close_unheld(name)
+
+            def roll_back() -> Record:
+                layer = self._create_layer(record.uuid, found.size_bytes)
+                return self._or_discard(layer, lambda: self._lineage.rollback(record, snapshot, layer))
+
+            self._manager.change_record(await self._manager.on_thread(roll_back))
+            await self._look_again(record)
+            log.info("volume %s: rolled back to %s", name, snapshot)
+            info = self._manager.stat(name)
+            self._changed(info, [])
+        self.tidy()
+        return info
+
+    async def clone(self, name: str, snapshot: str, new_name: str) -> VolumeInfo:
+        """A volume of its own, with an identity of its own, that begins as the snapshot. ENOENT; EEXIST, EINVAL,
+        ENOSPC as for a new volume."""
+        source = self._check(name)
+        found = await self.find(name, snapshot)
+
+        def make(record: Record) -> None:
+            layer = self._create_layer(record.uuid, record.size_bytes)
+            self._or_discard(layer, lambda: self._lineage.clone(source.uuid, snapshot, record, layer))
+            self._manager.layers[new_name] = [layer]
+
+        info = await self._manager.add(new_name, found.size_bytes, make)
+        log.info("volume %s: a clone of snapshot %s of %s", new_name, snapshot, name)
+        return info
+
+    def _check(self, name: str) -> Record:
+        record = self._manager.record(name)
+        if not self._stores.can_layer:
+            raise no_layers()
+        self._manager.check_not_sanitizing(name)
+        return record
+
+    # Layers ---------------------------------------------------------------------------------------------------------
+
+    async def _push(self, record: Record, snapshot: str = "") -> Snapshot | None:
+        """A new layer on top, all below it durable, and named if there is a name. For who has the volume's lock."""
+        volume = await self._manager.opened(record.name)
+        volume.check_write(0, 0)  # EIO: it failed
+
+        def put_on_top() -> list[LayerFile]:
+            layer = self._create_layer(record.uuid, record.size_bytes)
+            base = self._stores.base_name(record.name)
+            self._or_discard(layer, lambda: self._lineage.push(record.uuid, layer, base))
+            return self._lineage.chain(record.uuid)
+
+        chain: list[LayerFile] = await self._manager.on_thread(put_on_top)
+        created_s = self._clock()
+        await volume.change_store(lambda store: self._stores.push(store, chain))
+        await volume.flush()
+        found = Snapshot(snapshot, chain[-2].number, record.size_bytes, created_s) if snapshot else None
+        await self._manager.on_thread(lambda: self._lineage.seal(record.uuid, found))
+        self._stores.seal(volume.store)
+        await self._look_again(record)
+        return found
+
+    def _create_layer(self, uuid: str, size_bytes: int) -> LayerFile:
+        layer = self._lineage.begin_layer(uuid)
+        self._or_discard(layer, lambda: self._stores.create_layer(layer, size_bytes))
+        return layer
+
+    def _or_discard(self, layer: LayerFile, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except OSError:
+            self._lineage.discard(layer)
+            raise
+
+    async def _look_again(self, record: Record) -> None:
+        """Which layers a volume has."""
+        layers: list[LayerFile] = await self._manager.on_thread(lambda: self._lineage.layers_of(record.uuid))
+        self._manager.layers[record.name] = layers
+
+    # In the background ----------------------------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Remove what nobody needs, merge what can be merged. What fails is tried again at the next start."""
+        self._must_tidy = True
+        if not self._is_tidying:
+            self._is_tidying = True
+            Job(self._tidy(), self._tidied).start()
+
+    def _tidied(self, _value: None, error: BaseException | None) -> None:
+        self._is_tidying = False
+        if error is not None:
+            log.error("merging layers failed: %s", error, exc_info=not isinstance(error, OSError))
+
+    async def _tidy(self) -> None:
+        manager, lineage = self._manager, self._lineage
+        while self._must_tidy:
+            self._must_tidy = False
+            while (merge := await manager.on_thread(lineage.mergeable)) is not None:
+                try:
+                    await self._merge(merge)
+                except OSError:
+                    if await manager.on_thread(lineage.mergeable) == merge:
+                        raise
+                    # else the two went with their volume meanwhile
+                await manager.on_thread(self._remove_garbage)
+            await manager.on_thread(self._remove_garbage)
+
+    async def _merge(self, merge: Merge) -> None:
+        steps = self._stores.merge(merge.upper, merge.lower)
+        while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+            await self._runtime.pause
+        if not await self._manager.on_thread(lambda: self._lineage.merged(merge)):
+            return
+        log.info("layer %d is merged into layer %d", merge.upper.number, merge.lower.number)
+        for volume in self._manager.open_volumes():
+            self._stores.merged(volume.store, merge.upper.number, merge.lower.number)
+        for name, layers in self._manager.layers.items():
+            self._manager.layers[name] = [layer for layer in layers if layer.number != merge.upper.number]
+
+    def _remove_garbage(self) -> None:
+        if garbage := self._lineage.garbage():
+            self._stores.remove_layers(garbage)
+            self._lineage.forget(garbage)
+
+
+def _step(steps: Iterator[None]) -> bool:
+    """False: it was the last."""
+    return next(steps, _END) is not _END
+
+
+_END = object()

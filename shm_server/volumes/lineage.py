@@ -1,0 +1,258 @@
+"""What stands on what: layers, the chains of volumes, their snapshots and clones, in the catalogue; each change is one
+commit.
+
+A layer has a parent; a volume has a top, and its chain is the way from there to the base. A snapshot is a name for a
+layer that is sealed: durable as a whole and never written again. A clone is a volume whose top has a snapshot's layer
+for its parent. A volume that never had anything of this has no row here: its store is a plain one.
+
+Files are made before a commit that names them (their layer is "creating" until then) and removed after the commit
+that forgets them (it is "garbage" until then), so a crash leaves no file that nobody knows.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, NamedTuple
+
+from shm_server.stores.base import LayerFile
+from shm_server.stores.layer import data_name
+from shm_server.volumes.catalog import Catalog, Record
+
+_COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
+_CHAIN = """
+WITH RECURSIVE chain(number, depth) AS (
+    SELECT layer, 0 FROM tops WHERE uuid = ?
+    UNION ALL SELECT layers.parent, depth + 1 FROM chain JOIN layers USING (number) WHERE layers.parent IS NOT NULL
+)
+"""
+# From the layer below a volume's top down to the first that is sealed.
+_OPEN_BELOW = """
+WITH RECURSIVE below(number) AS (
+    SELECT layers.parent FROM tops JOIN layers ON layers.number = tops.layer WHERE tops.uuid = ?
+    UNION ALL SELECT layers.parent FROM below JOIN layers USING (number)
+    WHERE layers.state = 'open' AND layers.parent IS NOT NULL
+)
+"""
+# What no snapshot names, and nobody but one layer stands on. Both must be sealed.
+_MERGEABLE = """
+SELECT upper.number, lower.number FROM layers AS lower JOIN layers AS upper ON upper.parent = lower.number
+WHERE lower.state = 'sealed' AND upper.state = 'sealed'
+AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = lower.number)
+AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = lower.number AND other.number != upper.number)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    name: str
+    layer: int
+    size_bytes: int
+    created_s: float  # since 1970
+
+
+class Merge(NamedTuple):
+    upper: LayerFile
+    lower: LayerFile
+
+
+class Lineage:
+    """Calls may come from any thread."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    # Chains ---------------------------------------------------------------------------------------------------------
+
+    def chain(self, uuid: str) -> list[LayerFile]:
+        """The layers of a volume, its base first; none where it is a plain store."""
+        rows = self._catalog.select(
+            f"{_CHAIN} SELECT {_COLUMNS} FROM chain JOIN layers USING (number) ORDER BY depth DESC", (uuid,)
+        )
+        return [_layer(*row) for row in rows]
+
+    def layers_of(self, uuid: str) -> list[LayerFile]:
+        """Every layer that was made for a volume, but its base, which goes by the volume's name."""
+        query = (
+            f"SELECT {_COLUMNS} FROM layers WHERE uuid = ? AND (parent IS NOT NULL OR state IN ('creating', 'garbage'))"
+        )
+        return [_layer(*row) for row in self._catalog.select(query, (uuid,))]
+
+    def begin_layer(self, uuid: str) -> LayerFile:
+        """A number for a layer whose files are now to be made."""
+        with self._catalog.transaction() as execute:
+            row = execute("INSERT INTO layers (uuid, file, state) VALUES (?, '', 'creating') RETURNING number", (uuid,))
+            (number,) = row.fetchone()
+            name = data_name(number)
+            execute("UPDATE layers SET file = ? WHERE number = ?", (name, number))
+        return LayerFile(number, uuid, name, is_base=False, is_sealed=False)
+
+    def push(self, uuid: str, layer: LayerFile, base_name: str) -> None:
+        """``layer`` is the volume's top now. ``base_name`` is the file of its store, where that is a plain one."""
+        with self._catalog.transaction() as execute:
+            row = execute("SELECT layer FROM tops WHERE uuid = ?", (uuid,)).fetchone()
+            if row is None:
+                query = "INSERT INTO layers (uuid, file, state) VALUES (?, ?, 'open') RETURNING number"
+                row = execute(query, (uuid, base_name)).fetchone()
+            _stand(execute, layer, row[0])
+
+    # Snapshots ------------------------------------------------------------------------------------------------------
+
+    def snapshots(self, uuid: str, after: str = "", limit: int = -1) -> list[Snapshot]:
+        """By name."""
+        query = (
+            "SELECT name, layer, size_bytes, created_s FROM snapshots WHERE uuid = ? AND name > ? ORDER BY name LIMIT ?"
+        )
+        return [Snapshot(*row) for row in self._catalog.select(query, (uuid, after, limit))]
+
+    def snapshot(self, uuid: str, name: str) -> Snapshot:
+        """ENOENT."""
+        query = "SELECT name, layer, size_bytes, created_s FROM snapshots WHERE uuid = ? AND name = ?"
+        rows = self._catalog.select(query, (uuid, name))
+        if not rows:
+            raise _no_snapshot(name)
+        return Snapshot(*rows[0])
+
+    def seal(self, uuid: str, snapshot: Snapshot | None = None) -> None:
+        """All below the top is durable; ``snapshot`` is a name for it. EEXIST."""
+        with self._catalog.transaction() as execute:
+            execute(
+                f"{_OPEN_BELOW} UPDATE layers SET state = 'sealed' WHERE state = 'open' "
+                "AND number IN (SELECT number FROM below)",
+                (uuid,),
+            )
+            if snapshot is not None:
+                _check_new(execute, uuid, snapshot.name)
+                execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", (uuid, *astuple(snapshot)))
+
+    def check_new(self, uuid: str, name: str) -> None:
+        """EEXIST."""
+        with self._catalog.transaction() as execute:
+            _check_new(execute, uuid, name)
+
+    def remove_snapshot(self, uuid: str, name: str) -> None:
+        """ENOENT; ENOTEMPTY: clones stand on it. Its layer stays, until it is merged or garbage."""
+        with self._catalog.transaction() as execute:
+            layer = _layer_of_snapshot(execute, uuid, name)
+            query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
+            if (count := execute(query, (layer, uuid)).fetchone()[0]) > 0:
+                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshot {name}")
+            execute("DELETE FROM snapshots WHERE uuid = ? AND name = ?", (uuid, name))
+
+    def rollback(self, record: Record, name: str, layer: LayerFile) -> Record:
+        """The volume is what the snapshot was, with ``layer`` on top; later snapshots go. ENOENT; ENOTEMPTY: clones
+        stand on later ones. Returns the volume as it is now."""
+        uuid = record.uuid
+        with self._catalog.transaction() as execute:
+            stays = _layer_of_snapshot(execute, uuid, name)
+            (size_bytes,) = execute(
+                "SELECT size_bytes FROM snapshots WHERE uuid = ? AND name = ?", (uuid, name)
+            ).fetchone()
+            chain = [row[0] for row in execute(f"{_CHAIN} SELECT number FROM chain ORDER BY depth", (uuid,))]
+            going = chain[: chain.index(stays)]
+            for number in going:
+                query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
+                if (count := execute(query, (number, uuid)).fetchone()[0]) > 0:
+                    raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots later than {name}")
+            for number in going:
+                execute("DELETE FROM snapshots WHERE layer = ?", (number,))
+                execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (number,))
+            _stand(execute, layer, stays)
+            generation = record.generation + 1
+            execute("UPDATE volumes SET size_bytes = ?, generation = ? WHERE uuid = ?", (size_bytes, generation, uuid))
+        return replace(record, size_bytes=size_bytes, generation=generation)
+
+    def clone(self, source_uuid: str, snapshot: str, record: Record, layer: LayerFile) -> None:
+        """A new volume, at once whole, whose top ``layer`` stands on the snapshot. ENOENT."""
+        with self._catalog.transaction() as execute:
+            parent = _layer_of_snapshot(execute, source_uuid, snapshot)
+            execute("INSERT INTO volumes VALUES (?, ?, ?, ?, 'ready')", astuple(record))
+            _stand(execute, layer, parent)
+
+    # What can go ----------------------------------------------------------------------------------------------------
+
+    def garbage(self) -> list[LayerFile]:
+        """Layers whose files can be removed."""
+        query = f"SELECT {_COLUMNS} FROM layers WHERE state = 'garbage'"
+        return [_layer(*row) for row in self._catalog.select(query, ())]
+
+    def recover(self) -> None:
+        """At the start, when nothing is being made: what a crash left half made is garbage."""
+        with self._catalog.transaction() as execute:
+            execute("UPDATE layers SET state = 'garbage' WHERE state = 'creating'")
+
+    def stands_alone(self, uuid: str) -> bool:
+        """The layer below a volume's top has a name, or somebody else on it: it can't be merged with anything."""
+        query = (
+            "SELECT 1 FROM tops JOIN layers ON layers.number = tops.layer WHERE tops.uuid = ? AND "
+            "(EXISTS (SELECT 1 FROM snapshots WHERE layer = layers.parent) OR EXISTS "
+            "(SELECT 1 FROM layers AS other WHERE other.parent = layers.parent AND other.number != layers.number))"
+        )
+        return bool(self._catalog.select(query, (uuid,)))
+
+    def discard(self, layer: LayerFile) -> None:
+        """It is not to be, after all."""
+        with self._catalog.transaction() as execute:
+            execute("UPDATE layers SET state = 'garbage' WHERE number = ?", (layer.number,))
+
+    def forget(self, layers: Sequence[LayerFile]) -> None:
+        """Their files are gone."""
+        with self._catalog.transaction() as execute:
+            for layer in layers:
+                execute("DELETE FROM layers WHERE number = ? AND state IN ('creating', 'garbage')", (layer.number,))
+
+    def mergeable(self) -> Merge | None:
+        """Two layers that can become one."""
+        rows = self._catalog.select(f"{_MERGEABLE} LIMIT 1", ())
+        if not rows:
+            return None
+        found = {
+            layer.number: layer
+            for layer in (
+                _layer(*row)
+                for row in self._catalog.select(f"SELECT {_COLUMNS} FROM layers WHERE number IN (?, ?)", rows[0])
+            )
+        }
+        return Merge(found[rows[0][0]], found[rows[0][1]])
+
+    def merged(self, merge: Merge) -> bool:
+        """The lower has all that the upper had, durably: the upper is garbage. False: they are not two any more."""
+        upper, lower = merge.upper.number, merge.lower.number
+        with self._catalog.transaction() as execute:
+            if execute(f"{_MERGEABLE} AND upper.number = ? AND lower.number = ?", (upper, lower)).fetchone() is None:
+                return False
+            execute("UPDATE layers SET parent = ? WHERE parent = ?", (lower, upper))
+            execute("UPDATE snapshots SET layer = ? WHERE layer = ?", (lower, upper))
+            execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (upper,))
+        return True
+
+
+def _layer(number: int, uuid: str, name: str, is_base: int, is_sealed: int) -> LayerFile:
+    return LayerFile(number, uuid, name, bool(is_base), bool(is_sealed))
+
+
+def _stand(execute: Callable[..., Any], layer: LayerFile, parent: int) -> None:
+    """``layer`` is its volume's top, on ``parent``."""
+    execute("UPDATE layers SET state = 'open', parent = ? WHERE number = ?", (parent, layer.number))
+    execute("INSERT OR REPLACE INTO tops VALUES (?, ?)", (layer.uuid, layer.number))
+
+
+def _layer_of_snapshot(execute: Callable[..., Any], uuid: str, name: str) -> int:
+    query = (
+        "SELECT snapshots.layer FROM snapshots JOIN volumes USING (uuid) "
+        "WHERE uuid = ? AND snapshots.name = ? AND state = 'ready'"
+    )
+    row = execute(query, (uuid, name)).fetchone()
+    if row is None:
+        raise _no_snapshot(name)
+    return int(row[0])
+
+
+def _check_new(execute: Callable[..., Any], uuid: str, name: str) -> None:
+    if execute("SELECT 1 FROM snapshots WHERE uuid = ? AND name = ?", (uuid, name)).fetchone() is not None:
+        raise OSError(errno.EEXIST, f"there is a snapshot {name} already")
+
+
+def _no_snapshot(name: str) -> OSError:
+    return OSError(errno.ENOENT, f"there is no snapshot {name}")

@@ -1,0 +1,269 @@
+"""Snapshots of volumes in use: what is in one, what goes on meanwhile, what is refused, what kill -9 leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shm_server.abi import control
+from shm_server.runtime import Job
+from shm_server.stores import DelayRule
+from shm_server.stores.layered import LayeredStore
+from shm_server.stores.maplog import PAGE_BYTES as PAGE
+from shm_server.volumes.volume import Volume
+from tests.shm_server.abi_client import AbiClient
+from tests.shm_server.conftest import ServerProcess
+from tests.shm_server.pool import Pool
+
+SIZE = 1 << 20
+Connect = Callable[..., AbiClient]
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    made = Pool(tmp_path)
+    made.run(made.manager.create("demo", SIZE))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def volume(pool: Pool) -> Iterator[Volume]:
+    with pool.volume("demo") as opened:
+        yield opened
+
+
+def snapshot(pool: Pool, name: str) -> None:
+    pool.run(pool.snapshots.create("demo", name))
+
+
+def begin(coroutine: Any) -> list[BaseException | None]:
+    """Start it; the list has its end, when that has come."""
+    ended: list[BaseException | None] = []
+    Job(coroutine, lambda _value, error: ended.append(error)).start()
+    return ended
+
+
+def raises(number: int) -> pytest.RaisesExc[OSError]:
+    return pytest.RaisesExc(OSError, check=lambda error: error.errno == number)
+
+
+def test_a_volume_without_snapshots_has_no_layers(pool: Pool, volume: Volume) -> None:
+    """Its store is the plain file as ever, and the first snapshot takes that over where it lies."""
+    assert not isinstance(volume.store, LayeredStore)
+    before = os.stat(pool.directory / "volumes" / "demo.raw").st_ino
+    pool.write(volume, 0, b"x" * PAGE)
+    snapshot(pool, "s")
+    pool.write(volume, 0, b"y" * PAGE)
+    assert isinstance(volume.store, LayeredStore)
+    assert os.stat(pool.directory / "volumes" / "demo.raw").st_ino == before
+    assert (pool.directory / "volumes" / "demo.raw").read_bytes()[:PAGE] == b"x" * PAGE
+
+
+def test_io_goes_on_while_the_layer_below_is_synced(tmp_path: Path) -> None:
+    """Reads and writes end while the snapshot's sync takes its time; then it is there, without those writes."""
+    pool = Pool(tmp_path, delays=[DelayRule(operations=("flush",), seconds=0.2, count=1)])
+    pool.run(pool.manager.create("demo", SIZE))
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, b"a" * PAGE)
+        ended = begin(pool.snapshots.create("demo", "s"))
+        while not volume._is_syncing:
+            pool.turn()
+        pool.write(volume, 0, b"b" * PAGE)
+        assert pool.read(volume, 0, PAGE) == b"b" * PAGE
+        assert not ended
+        while not ended:
+            pool.turn()
+        assert ended == [None]
+    pool.run(pool.snapshots.rollback("demo", "s"))
+    with pool.volume("demo") as volume:
+        assert pool.read(volume, 0, PAGE) == b"a" * PAGE
+    pool.close()
+
+
+def test_a_write_under_way_is_waited_for(tmp_path: Path) -> None:
+    """What began before the new layer ends in the old one; what comes behind it goes to the new one."""
+    pool = Pool(tmp_path, delays=[DelayRule(operations=("write",), offset=0, length=PAGE, seconds=0.1, count=1)])
+    pool.run(pool.manager.create("demo", SIZE))
+    with pool.volume("demo") as volume:
+        first = begin(volume.write([memoryview(b"a" * 512)], 0, 512, is_durable=False))
+        kept = begin(pool.snapshots.create("demo", "s"))
+        while not volume.ranges.is_guarded:
+            pool.turn()
+        second = begin(volume.write([memoryview(b"b" * 512)], 512, 512, is_durable=False))
+        while not (first and kept and second):
+            pool.turn()
+        assert (first, kept, second) == ([None], [None], [None])
+        assert pool.read(volume, 0, 1024) == b"a" * 512 + b"b" * 512
+    pool.run(pool.snapshots.rollback("demo", "s"))
+    with pool.volume("demo") as volume:
+        assert pool.read(volume, 0, 1024) == b"a" * 512 + bytes(512)
+    pool.close()
+
+
+def test_a_discard_that_a_snapshot_comes_between_spares_it(pool: Pool, volume: Volume) -> None:
+    """Long work looks for the store at each of its steps."""
+    size = 256 << 20
+    pool.run(pool.manager.resize("demo", size))
+    pool.write(volume, size - PAGE, b"z" * PAGE)
+    cleared = begin(volume.discard(0, size, never))
+    snapshot(pool, "s")
+    while not cleared:
+        pool.turn()
+    assert pool.read(volume, size - PAGE, PAGE) == bytes(PAGE)
+    pool.run(pool.snapshots.clone("demo", "s", "look"))
+    with pool.volume("look") as look:
+        assert pool.read(look, size - PAGE, PAGE) in (b"z" * PAGE, bytes(PAGE))
+
+
+def test_what_can_not_be(pool: Pool, volume: Volume, tmp_path: Path) -> None:
+    """Names, twice, held, clones, sanitized, other stores; and nothing has changed."""
+    for name in ("", "-", "a/b", "x" * 128):
+        with raises(errno.EINVAL):
+            snapshot(pool, name)
+    snapshot(pool, "s")
+    with raises(errno.EEXIST):
+        snapshot(pool, "s")
+    with raises(errno.EBUSY):
+        pool.run(pool.snapshots.rollback("demo", "s"))
+    for coroutine in (
+        pool.snapshots.find("demo", "t"),
+        pool.snapshots.remove("demo", "t"),
+        pool.snapshots.clone("demo", "t", "new"),
+        pool.snapshots.clone("other", "s", "new"),
+        pool.snapshots.create("other", "s"),
+    ):
+        with raises(errno.ENOENT):
+            pool.run(coroutine)
+    pool.run(pool.snapshots.clone("demo", "s", "new"))
+    with raises(errno.EEXIST):
+        pool.run(pool.snapshots.clone("demo", "s", "new"))
+    with raises(errno.EINVAL):
+        pool.run(pool.snapshots.clone("demo", "s", "New"))
+    with raises(errno.ENOTEMPTY):
+        pool.run(pool.snapshots.remove("demo", "s"))
+    for kind in ("memory", "null"):
+        directory = tmp_path / kind
+        directory.mkdir()
+        other = Pool(directory, kind)
+        other.run(other.manager.create("demo", SIZE))
+        with raises(errno.EOPNOTSUPP):
+            other.run(other.snapshots.create("demo", "s"))
+        other.close()
+
+
+def test_a_snapshot_keeps_its_size(pool: Pool) -> None:
+    """The volume grows; its snapshot, and clones of that, do not; a rollback makes it small again."""
+    snapshot(pool, "small")
+    pool.run(pool.manager.resize("demo", 2 * SIZE))
+    snapshot(pool, "big")
+    assert [each.size_bytes for each in pool.run(pool.snapshots.find_all("demo", "", 9))] == [2 * SIZE, SIZE]
+    assert pool.run(pool.snapshots.clone("demo", "small", "new")).size_bytes == SIZE
+    generation = pool.manager.stat("demo").generation
+    info = pool.run(pool.snapshots.rollback("demo", "small"))
+    assert (info.size_bytes, info.generation) == (SIZE, generation + 1)
+    assert pool.watcher.rolled_back == [info]
+
+
+def test_space_comes_back(pool: Pool) -> None:
+    """Of a snapshot that is removed, of a discard, of a volume that goes; and no file is left."""
+    volumes = pool.directory / "volumes"
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, os.urandom(SIZE))
+        snapshot(pool, "s")
+        pool.write(volume, 0, os.urandom(SIZE))
+        pool.run(volume.flush())
+        both = pool.manager.stat("demo").allocated_bytes
+        assert both >= 2 * SIZE
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+        assert pool.manager.stat("demo").allocated_bytes <= both - SIZE + (64 << 10)
+        pool.write(volume, 0, os.urandom(SIZE))
+        pool.run(volume.flush())
+        before = pool.manager.stat("demo").allocated_bytes
+        pool.run(volume.discard(0, SIZE, never))
+        assert pool.manager.stat("demo").allocated_bytes <= before - SIZE
+    pool.run(pool.manager.remove("demo"))
+    assert list(volumes.iterdir()) == []
+
+
+def test_a_merge_that_fails_leaves_everything(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next start takes it up."""
+    pool.write(volume, 0, b"a" * PAGE)
+    snapshot(pool, "s")
+    pool.write(volume, 0, b"b" * PAGE)
+    snapshot(pool, "t")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shm_server.stores.merging._copy", full)
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+    assert pool.read(volume, 0, PAGE) == b"b" * PAGE
+    assert len(pool.manager.layers["demo"]) == 2
+    pool.snapshots.tidy()
+    pool.settle()
+    assert len(pool.manager.layers["demo"]) == 1
+    assert pool.read(volume, 0, PAGE) == b"b" * PAGE
+
+
+def test_a_newer_map_is_refused(pool: Pool) -> None:
+    """By name and number, and nothing is written."""
+    snapshot(pool, "s")
+    (path,) = (pool.directory / "volumes").glob("*.map")
+    content = bytearray(path.read_bytes())
+    content[8] = 2
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"\.map has format 2, this server knows up to 1"):
+        pool.hold("demo")
+    assert path.read_bytes() == content
+
+
+def test_kill_9_loses_nothing(start_server: Callable[..., ServerProcess], connect: Connect) -> None:
+    """Rounds of writes with snapshots in between, the server killed at random: every acknowledged write is there, and
+    every snapshot that replied is what it was."""
+    server = start_server()
+    client = connect(server)
+    client.create("demo", SIZE)
+    choose = random.Random(20)
+    model = bytearray(SIZE)
+    kept: dict[str, bytes] = {}
+    for number in range(5):
+        client = connect(server, "demo")
+        for step in range(choose.randrange(20, 60)):
+            offset = choose.randrange(0, SIZE - 9000)
+            data = bytes([choose.randrange(1, 256)]) * choose.choice((512, PAGE, 9000))
+            if choose.random() < 0.5:
+                offset -= offset % PAGE
+            client.write(offset, data)
+            model[offset : offset + len(data)] = data
+            if step % 17 == 11:
+                client.call(control.CreateSnapshot(1, "demo", f"s{number}.{step}"))
+                kept[f"s{number}.{step}"] = bytes(model)
+                if len(kept) % 3 == 0:
+                    gone = choose.choice(sorted(kept))
+                    client.call(control.RemoveSnapshot(1, "demo", gone))
+                    del kept[gone]
+        server.kill()
+        server.start()
+        client = connect(server, "demo", "r")
+        assert b"".join(client.read(at, 1 << 16) for at in range(0, SIZE, 1 << 16)) == model
+        client.close()
+    client = connect(server)
+    for name, content in kept.items():
+        client.call(control.Clone(1, "demo", name, f"look{name}"))
+        look = connect(server, f"look{name}", "r")
+        assert b"".join(look.read(at, 1 << 16) for at in range(0, SIZE, 1 << 16)) == content
+        look.close()

@@ -1,0 +1,258 @@
+"""Volumes with snapshots against the simplest model there is: a bytearray each, and a copy of it for each snapshot."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shm_server.stores import maplog
+from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
+from tests.shm_server.pool import Pool
+
+PAGE = maplog.PAGE_BYTES
+# What is written lies around the border between two chunks of the map.
+BEGIN = CHUNK_PAGES * PAGE - 24 * PAGE
+SPAN = 48 * PAGE
+MAX_SPAN = 80 * PAGE
+
+
+def never() -> bool:
+    return False
+
+
+class _Model:
+    def __init__(self, content: bytearray) -> None:
+        self.content = content
+        self.snapshots: dict[str, bytes] = {}
+        self.order: list[str] = []
+        self.children: dict[str, list[str]] = {}  # clones by snapshot
+
+
+class Machine(RuleBasedStateMachine):
+    where = ""  # the directory's; "" is the default
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(dir=self.where or None))
+        self.pool = Pool(self.directory, map_cache_bytes=CHUNK_BYTES)
+        self.models: dict[str, _Model] = {}
+        self.held: dict[str, Any] = {}
+        self.numbers = itertools.count(1)
+
+    @initialize()
+    def begin(self) -> None:
+        self.pool.run(self.pool.manager.create("v0", BEGIN + SPAN))
+        self.models["v0"] = _Model(bytearray(SPAN))
+
+    def teardown(self) -> None:
+        for handle in self.held.values():
+            self.pool.let_go(handle)
+        self.pool.close()
+        shutil.rmtree(self.directory)
+
+    def pick(self, data: Any) -> str:
+        return str(data.draw(st.sampled_from(sorted(self.models)), label="volume"))
+
+    def volume(self, name: str) -> Any:
+        if name not in self.held:
+            self.held[name] = self.pool.hold(name)
+        return self.held[name].volume
+
+    def let_go(self, name: str) -> None:
+        if name in self.held:
+            self.pool.let_go(self.held.pop(name))
+
+    def range(self, data: Any, name: str) -> tuple[int, int]:
+        """Any bytes, whole pages as often as not."""
+        size = len(self.models[name].content)
+        unit = data.draw(st.sampled_from((1, 512, PAGE)), label="unit")
+        offset = data.draw(st.integers(0, size // unit - 1), label="offset")
+        length = data.draw(st.integers(1, min(size // unit - offset, 12 * PAGE // unit)), label="length")
+        return offset * unit, length * unit
+
+    @rule(data=st.data(), value=st.integers(1, 255), durable=st.booleans())
+    def write(self, data: Any, value: int, durable: bool) -> None:
+        name = self.pick(data)
+        offset, length = self.range(data, name)
+        self.pool.write(self.volume(name), BEGIN + offset, bytes([value]) * length, is_durable=durable)
+        self.models[name].content[offset : offset + length] = bytes([value]) * length
+
+    @rule(data=st.data(), unmap=st.booleans())
+    def clear(self, data: Any, unmap: bool) -> None:
+        name = self.pick(data)
+        offset, length = self.range(data, name)
+        volume = self.volume(name)
+        self.pool.run(volume.write_zeroes(BEGIN + offset, length, never, is_durable=False, may_unmap=unmap))
+        self.models[name].content[offset : offset + length] = bytes(length)
+
+    @rule(data=st.data(), value=st.integers(1, 255))
+    def write_atomic(self, data: Any, value: int) -> None:
+        name = self.pick(data)
+        offset, length = self.range(data, name)
+        self.pool.run(self.volume(name).write_atomic(bytes([value]) * length, BEGIN + offset))
+        self.models[name].content[offset : offset + length] = bytes([value]) * length
+
+    @rule(data=st.data())
+    def flush(self, data: Any) -> None:
+        self.pool.run(self.volume(self.pick(data)).flush())
+
+    @rule(data=st.data(), opened=st.booleans())
+    def snapshot(self, data: Any, opened: bool) -> None:
+        name = self.pick(data)
+        if not opened:
+            self.let_go(name)
+        snapshot = f"s{next(self.numbers)}"
+        self.pool.run(self.pool.snapshots.create(name, snapshot))
+        model = self.models[name]
+        model.snapshots[snapshot] = bytes(model.content)
+        model.order.append(snapshot)
+
+    @precondition(lambda self: any(model.order for model in self.models.values()))
+    @rule(data=st.data())
+    def roll_back(self, data: Any) -> None:
+        name, snapshot = self.pick_snapshot(data)
+        model = self.models[name]
+        if name in self.held:
+            with pytest.raises(OSError) as caught:
+                self.pool.run(self.pool.snapshots.rollback(name, snapshot))
+            assert caught.value.errno == errno.EBUSY
+            self.let_go(name)
+        later = model.order[model.order.index(snapshot) + 1 :]
+        if any(model.children.get(each) for each in later):
+            with pytest.raises(OSError) as caught:
+                self.pool.run(self.pool.snapshots.rollback(name, snapshot))
+            assert caught.value.errno == errno.ENOTEMPTY
+            return
+        info = self.pool.run(self.pool.snapshots.rollback(name, snapshot))
+        model.content = bytearray(model.snapshots[snapshot])
+        assert info.size_bytes == BEGIN + len(model.content)
+        for each in later:
+            model.order.remove(each)
+            del model.snapshots[each]
+
+    def pick_snapshot(self, data: Any) -> tuple[str, str]:
+        every = [(name, snapshot) for name, model in sorted(self.models.items()) for snapshot in model.order]
+        name, snapshot = data.draw(st.sampled_from(every), label="snapshot")
+        return name, snapshot
+
+    @precondition(lambda self: any(model.order for model in self.models.values()))
+    @rule(data=st.data(), settle=st.booleans())
+    def remove_snapshot(self, data: Any, settle: bool) -> None:
+        name, snapshot = self.pick_snapshot(data)
+        model = self.models[name]
+        if model.children.get(snapshot):
+            with pytest.raises(OSError) as caught:
+                self.pool.run(self.pool.snapshots.remove(name, snapshot))
+            assert caught.value.errno == errno.ENOTEMPTY
+            return
+        self.pool.run(self.pool.snapshots.remove(name, snapshot))
+        model.order.remove(snapshot)
+        del model.snapshots[snapshot]
+        if settle:
+            self.pool.settle()
+
+    @precondition(lambda self: len(self.models) < 4 and any(model.order for model in self.models.values()))
+    @rule(data=st.data())
+    def clone(self, data: Any) -> None:
+        name, snapshot = self.pick_snapshot(data)
+        new = f"v{next(self.numbers)}"
+        self.pool.run(self.pool.snapshots.clone(name, snapshot, new))
+        self.models[new] = _Model(bytearray(self.models[name].snapshots[snapshot]))
+        self.models[name].children.setdefault(snapshot, []).append(new)
+
+    @precondition(lambda self: len(self.models) > 1)
+    @rule(data=st.data())
+    def remove_volume(self, data: Any) -> None:
+        name = self.pick(data)
+        self.let_go(name)
+        if any(self.models[name].children.values()):
+            with pytest.raises(OSError) as caught:
+                self.pool.run(self.pool.manager.remove(name))
+            assert caught.value.errno == errno.ENOTEMPTY
+            return
+        if len(self.models) == 1:
+            return
+        self.pool.run(self.pool.manager.remove(name))
+        del self.models[name]
+        for model in self.models.values():
+            for clones in model.children.values():
+                if name in clones:
+                    clones.remove(name)
+
+    @rule(data=st.data(), pages=st.integers(1, 8))
+    def grow(self, data: Any, pages: int) -> None:
+        name = self.pick(data)
+        model = self.models[name]
+        size = min(len(model.content) + pages * PAGE, MAX_SPAN)
+        self.pool.run(self.pool.manager.resize(name, BEGIN + size))
+        model.content += bytes(size - len(model.content))
+
+    @rule(data=st.data())
+    def close(self, data: Any) -> None:
+        self.let_go(self.pick(data))
+
+    @rule(reboot=st.booleans())
+    def reopen(self, reboot: bool) -> None:
+        """The server ends and starts; perhaps the machine, too."""
+        for name in list(self.held):
+            self.let_go(name)
+        self.pool.close()
+        if reboot:
+            boot = next(self.numbers).to_bytes(16, "little")
+            patch.setattr(maplog, "boot_id", lambda: boot)
+        self.pool = Pool(self.directory, map_cache_bytes=CHUNK_BYTES)
+
+    @invariant()
+    def everything_is_as_in_the_model(self) -> None:
+        pool = self.pool
+        assert [info.name for info in pool.manager.stat_all()] == sorted(self.models)
+        for name, model in self.models.items():
+            found = pool.run(pool.snapshots.find_all(name, "", 100))
+            assert [each.name for each in found] == sorted(model.order)
+            if name in self.held:
+                assert pool.read(self.volume(name), BEGIN, MAX_SPAN) == model.content, name
+                assert not any(pool.read(self.volume(name), BEGIN - 2 * PAGE, 2 * PAGE))
+
+    @rule(data=st.data())
+    def look(self, data: Any) -> None:
+        """At a volume that nobody has open, and at what a snapshot has."""
+        name = self.pick(data)
+        assert self.pool.read(self.volume(name), BEGIN, MAX_SPAN) == self.models[name].content
+
+
+patch = pytest.MonkeyPatch()
+
+
+@pytest.mark.parametrize("where", ["", "/dev/shm"])
+def test_any_history_of_volumes_is_that_of_the_model(where: str) -> None:
+    """Whatever is written, discarded, kept, rolled back, cloned, merged, grown, closed, started anew."""
+
+    class Here(Machine):
+        pass
+
+    Here.where = where
+    try:
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            Here,
+            settings=settings(
+                max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            ),
+        )
+    finally:
+        patch.undo()
