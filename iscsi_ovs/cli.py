@@ -17,6 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,7 @@ logger = logging.getLogger("iscsi_ovs.target")
 if TYPE_CHECKING:
     from iscsi_ovs import target as targets
     from iscsi_ovs.net.portal import Address
-    from iscsi_ovs.shm_client import Context, VolumeStat
+    from iscsi_ovs.shm_client import Context, SnapshotStat, VolumeStat
     from iscsi_ovs.targets.nodes import Node
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_BUSY, EXIT_UNREACHABLE = 1, 2, 3, 4, 5
@@ -44,7 +45,12 @@ _SEGMENT_WISH_BYTES = 1 << 40
 _OTHER_DESCRIPTORS = 256  # beside those of connections: portals, the volume server, files that are read
 _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its zero
 
-_EXIT_OF_ERRNO = {errno.ENOENT: EXIT_NOT_FOUND, errno.EEXIST: EXIT_BUSY, errno.EBUSY: EXIT_BUSY}
+_EXIT_OF_ERRNO = {
+    errno.ENOENT: EXIT_NOT_FOUND,
+    errno.EEXIST: EXIT_BUSY,
+    errno.EBUSY: EXIT_BUSY,
+    errno.ENOTEMPTY: EXIT_BUSY,  # clones stand on it
+}
 
 state_dir_option = click.option(
     "--state-dir",
@@ -62,6 +68,7 @@ config_option = click.option(
 open_option = click.option(
     "--open", "is_open", is_flag=True, help="Let portals beyond loopback be without CHAP and ACL."
 )
+yes_option = click.option("--yes", "is_sure", is_flag=True, help="Don't ask.")
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print."
 )
@@ -442,6 +449,12 @@ def _context_at(path: Path) -> Iterator[Context]:
             sys.exit(EXIT_UNREACHABLE)
 
 
+def _make_sure(question: str, is_sure: bool) -> None:
+    """Before something is destroyed; only a terminal is asked."""
+    if not is_sure and sys.stdin.isatty():
+        click.confirm(question, abort=True, err=True)
+
+
 def _row(found: VolumeStat) -> dict[str, Any]:
     return {
         "name": found.name,
@@ -470,9 +483,13 @@ def _print(rows: list[dict[str, Any]], output: str) -> None:
                 ("failed; " if row["failed"] else "") + (row["held"] or "-"),
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    _print_columns(lines)
+
+
+def _print_columns(lines: Sequence[tuple[str, ...]]) -> None:
+    *widths, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
     for line in lines:
-        click.echo("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[4]]))
+        click.echo("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]))
 
 
 @volume.command("create")
@@ -573,6 +590,107 @@ def volume_remove(name: str, force: bool, state_dir: Path | None) -> None:
     """Remove the volume NAME and all that is on it."""
     with _context(state_dir) as context:
         context.remove_volume(name, force=force)
+
+
+@volume.command("clone")
+@click.argument("name")
+@click.argument("snapshot_name", metavar="SNAPSHOT")
+@click.argument("new")
+@state_dir_option
+def volume_clone(name: str, snapshot_name: str, new: str, state_dir: Path | None) -> None:
+    """Create the volume NEW as SNAPSHOT of the volume NAME is; they share their space."""
+    with _context(state_dir) as context:
+        context.clone_volume(name, snapshot_name, new)
+
+
+# snapshot ----------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def snapshot() -> None:
+    """Keep what volumes of a running server are, go back to it, and forget it."""
+
+
+snapshot_argument = click.argument("name", metavar="SNAPSHOT")
+volume_argument = click.argument("volume_name", metavar="VOLUME")
+
+
+def _snapshot_row(found: SnapshotStat) -> dict[str, Any]:
+    created = datetime.fromtimestamp(found.created_s, UTC).isoformat(timespec="seconds")
+    return {"name": found.name, "size_bytes": found.size_bytes, "created": created}
+
+
+@snapshot.command("create")
+@volume_argument
+@snapshot_argument
+@state_dir_option
+def snapshot_create(volume_name: str, name: str, state_dir: Path | None) -> None:
+    """Keep what VOLUME is now, as SNAPSHOT. Whoever uses the volume goes on."""
+    with _context(state_dir) as context:
+        context.create_snapshot(volume_name, name)
+
+
+@snapshot.command("list")
+@volume_argument
+@output_option
+@state_dir_option
+def snapshot_list(volume_name: str, output: str, state_dir: Path | None) -> None:
+    """Every snapshot of VOLUME."""
+    import msgspec
+
+    with _context(state_dir) as context:
+        rows = [_snapshot_row(found) for found in context.list_snapshots(volume_name)]
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2).decode())
+        return
+    lines = [("NAME", "SIZE", "CREATED")]
+    lines += [(row["name"], config.format_size(row["size_bytes"]), row["created"]) for row in rows]
+    _print_columns(lines)
+
+
+@snapshot.command("show")
+@volume_argument
+@snapshot_argument
+@output_option
+@state_dir_option
+def snapshot_show(volume_name: str, name: str, output: str, state_dir: Path | None) -> None:
+    """SNAPSHOT of VOLUME."""
+    import msgspec
+
+    with _context(state_dir) as context:
+        row = _snapshot_row(context.stat_snapshot(volume_name, name))
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(row), indent=2).decode())
+        return
+    for key, value in row.items():
+        click.echo(f"{key}: {value}")
+
+
+@snapshot.command("remove")
+@volume_argument
+@snapshot_argument
+@yes_option
+@state_dir_option
+def snapshot_remove(volume_name: str, name: str, is_sure: bool, state_dir: Path | None) -> None:
+    """Forget SNAPSHOT of VOLUME. Its space comes back in the background; the volume stays what it is."""
+    _make_sure(f"Forget snapshot {name} of volume {volume_name}?", is_sure)
+    with _context(state_dir) as context:
+        context.remove_snapshot(volume_name, name)
+
+
+@snapshot.command("rollback")
+@volume_argument
+@snapshot_argument
+@yes_option
+@state_dir_option
+def snapshot_rollback(volume_name: str, name: str, is_sure: bool, state_dir: Path | None) -> None:
+    """Make VOLUME again what it was at SNAPSHOT. What was written since, and later snapshots, are lost.
+
+    Nobody may have the volume open.
+    """
+    _make_sure(f"Lose what was written to volume {volume_name} since snapshot {name}, and later snapshots?", is_sure)
+    with _context(state_dir) as context:
+        context.rollback_snapshot(volume_name, name)
 
 
 # mount -------------------------------------------------------------------------------------------------------------

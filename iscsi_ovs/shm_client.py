@@ -44,6 +44,7 @@ __all__ = [
     "HandleStat",
     "ReleaseRequested",
     "Service",
+    "SnapshotStat",
     "Volume",
     "VolumeStat",
 ]
@@ -52,6 +53,7 @@ BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal a
 
 HandleStat = control.HandleInfo
 ReleaseRequested = control.ReleaseRequested
+SnapshotStat = control.SnapshotInfo
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 _CONNECT_LIMIT_S = 5.0
@@ -200,6 +202,39 @@ class Context:
     def list_handles(self) -> list[HandleStat]:
         """Every open handle of every client, with what it has moved (beyond the C API)."""
         return self._call(control.ListHandles(0), control.Handles).infos
+
+    def create_snapshot(self, name: str, snapshot: str) -> SnapshotStat:
+        """What the volume is now, kept (ovs_snapshot_create); durable when this returns, while I/O goes on. ENOENT;
+        EEXIST; EINVAL; EBUSY: it is being sanitized; EOPNOTSUPP: its store can't. There is no backend to wait for."""
+        return self._call(control.CreateSnapshot(0, name, snapshot), control.Snapshot).info
+
+    def list_snapshots(self, name: str) -> list[SnapshotStat]:
+        """Every snapshot of a volume, by name (ovs_snapshot_list). ENOENT."""
+        found: list[SnapshotStat] = []
+        while True:
+            after = found[-1].name if found else ""
+            more = self._call(control.ListSnapshots(0, name, after), control.Snapshots).infos
+            found += more
+            if len(more) < control.MAX_SNAPSHOTS:
+                return found
+
+    def stat_snapshot(self, name: str, snapshot: str) -> SnapshotStat:
+        """One snapshot (beyond the C API). ENOENT."""
+        return self._call(control.StatSnapshot(0, name, snapshot), control.Snapshot).info
+
+    def remove_snapshot(self, name: str, snapshot: str) -> None:
+        """Forget a snapshot (ovs_snapshot_remove); its space comes back in the background. ENOENT; ENOTEMPTY: clones
+        stand on it."""
+        self._call(control.RemoveSnapshot(0, name, snapshot), control.Done)
+
+    def rollback_snapshot(self, name: str, snapshot: str) -> VolumeStat:
+        """The volume is what the snapshot is, its size too (ovs_snapshot_rollback); later snapshots go. ENOENT; EBUSY:
+        somebody holds the volume; ENOTEMPTY: clones stand on later ones."""
+        return self._call(control.RollBack(0, name, snapshot), control.Volume).info
+
+    def clone_volume(self, name: str, snapshot: str, new_name: str) -> VolumeStat:
+        """A new volume that is what a snapshot is and shares its space (not in the C API). ENOENT; create_volume's."""
+        return self._call(control.Clone(0, name, snapshot, new_name), control.Volume).info
 
     def get_record(self, name: str, record: str) -> tuple[int, bytes]:
         """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""

@@ -1,0 +1,148 @@
+"""`iscsi-ovs snapshot` and `volume clone` as operators and scripts see them: words, exit codes, JSON, questions."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from iscsi_ovs.shm_client import Context, Volume
+from tests.interop.serving import Serve, iscsi_ovs
+from tests.test_cli import BUSY, DONE, FAILED, NOT_FOUND, ROOT, USAGE, run, session
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Serve]:
+    directory = Path(tempfile.mkdtemp(prefix="ovs-", dir="/dev/shm"))
+    with Serve(directory / "s", {"demo": "64M"}) as running:
+        yield running
+        assert running.stop() == 0, running.log_tail()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def context(serve: Serve) -> Iterator[Context]:
+    with Context(state_dir=serve.state_dir) as made:
+        yield made
+
+
+@pytest.fixture
+def name(context: Context) -> str:
+    """Of a new volume."""
+    made = f"w{next(_numbers)}"
+    context.create_volume(made, 1 << 20)
+    return made
+
+
+@pytest.fixture
+def snapshot(serve: Serve) -> Call:
+    def call(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("snapshot", command, "--state-dir", serve.state_dir, *arguments)
+
+    return call
+
+
+def put(context: Context, name: str, data: bytes) -> None:
+    with context.open(name) as volume:
+        buffer = context.allocate(len(data))
+        buffer.data[:] = data
+        volume.write(buffer, len(data), 0)
+        context.deallocate(buffer)
+
+
+def get(context: Context, name: str) -> bytes:
+    with context.open(name) as volume:
+        return _get(context, volume)
+
+
+def _get(context: Context, volume: Volume) -> bytes:
+    buffer = context.allocate(5)
+    volume.read(buffer, 5, 0)
+    found = bytes(buffer.data[:5])
+    context.deallocate(buffer)
+    return found
+
+
+def test_keep_ruin_and_go_back(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
+    """What was there at the snapshot is there again, and what came later is gone; a clone goes its own way."""
+    put(context, name, b"first")
+    assert snapshot("create", name, "monday").returncode == DONE
+    put(context, name, b"wrong")
+    assert snapshot("create", name, "tuesday").returncode == DONE
+    cloned = run("volume", "clone", "--state-dir", serve.state_dir, name, "monday", f"{name}.clone")
+    assert (cloned.returncode, cloned.stdout, cloned.stderr) == (DONE, "", "")
+    assert get(context, f"{name}.clone") == b"first"
+    put(context, f"{name}.clone", b"clone")
+    assert snapshot("rollback", name, "monday").returncode == DONE
+    assert (get(context, name), get(context, f"{name}.clone")) == (b"first", b"clone")
+    assert [row["name"] for row in json.loads(snapshot("list", name, "-o", "json").stdout)] == ["monday"]
+    uuids = {context.stat_volume(each).uuid for each in (name, f"{name}.clone")}
+    assert len(uuids) == 2
+
+
+def test_list_and_show(snapshot: Call, name: str) -> None:
+    """A table, an object, or lines; times are UTC."""
+    assert snapshot("list", name).stdout.split() == ["NAME", "SIZE", "CREATED"]
+    snapshot("create", name, "b")
+    snapshot("create", name, "a")
+    rows = [line.split() for line in snapshot("list", name).stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["NAME", "SIZE"], ["a", "1M"], ["b", "1M"]]
+    row = json.loads(snapshot("show", name, "a", "-o", "json").stdout)
+    assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[1][2]}
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["created"])
+    assert snapshot("show", name, "a").stdout.splitlines()[0] == "name: a"
+
+
+def test_refusals(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
+    """3 for what is not there, 4 for what is there already, is held, or has clones; each with its reason."""
+    assert snapshot("create", name, "s").returncode == DONE
+    for command, arguments, code, words in (
+        ("create", (name, "s"), BUSY, "there is a snapshot s already"),
+        ("create", (name, "-"), FAILED, "no name of a snapshot"),
+        ("create", ("nothing", "s"), NOT_FOUND, "no volume nothing"),
+        ("show", (name, "t"), NOT_FOUND, "no snapshot t"),
+        ("remove", (name, "t"), NOT_FOUND, "no snapshot t"),
+        ("rollback", (name, "t"), NOT_FOUND, "no snapshot t"),
+        ("list", (), USAGE, "Missing argument 'VOLUME'"),
+    ):
+        said = snapshot(command, *arguments)
+        assert (said.returncode, said.stdout) == (code, ""), (command, said.stderr)
+        assert words in said.stderr
+    initiator = session(serve, name)
+    said = snapshot("rollback", name, "s")
+    assert (said.returncode, "is held by iscsi target" in said.stderr) == (BUSY, True), said.stderr
+    initiator.close()
+    context.clone_volume(name, "s", f"{name}.clone")
+    for arguments in (("snapshot", "remove", name, "s"), ("volume", "remove", name)):
+        said = run(*arguments, "--state-dir", serve.state_dir)
+        assert said.returncode == BUSY, said.stderr
+        assert "1 clones stand on" in said.stderr or "is held by" in said.stderr
+
+
+def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
+    """Only "y" goes on; --yes asks nothing."""
+    snapshot("create", name, "s")
+    for answer, extra, is_asked, left in ((b"n\n", (), True, 1), (b"\n", ("--yes",), False, 0)):
+        master, slave = pty.openpty()
+        os.write(master, answer)
+        ended = subprocess.run(
+            iscsi_ovs("snapshot", "remove", "--state-dir", str(serve.state_dir), name, "s", *extra),
+            stdin=slave, capture_output=True, text=True, timeout=30, cwd=ROOT, check=False,
+        )  # fmt: skip
+        os.close(master)
+        os.close(slave)
+        assert ("Forget snapshot s" in ended.stderr) is is_asked
+        assert (ended.returncode == DONE) is not is_asked
+        assert len(context.list_snapshots(name)) == left
