@@ -32,7 +32,7 @@ class Records:
         self._core = core
         self._disks = disks
         self._commands = commands
-        self._loading: dict[str, list[Loaded]] = {}  # by UUID: who waits
+        self._loading: dict[Disk, list[Loaded]] = {}  # who waits; the same volume may be another disk meanwhile
         self._updating: dict[tuple[str, str], list[scsi.Command]] = {}  # by UUID and record: commands that wait
         commands.performers[scsi.RecordUpdate] = self._update
 
@@ -43,7 +43,7 @@ class Records:
         if disk.are_records_known:
             done(None)
             return
-        waiting = self._loading.setdefault(disk.info.uuid, [])
+        waiting = self._loading.setdefault(disk, [])
         waiting.append(done)
         if len(waiting) > 1:
             return
@@ -76,7 +76,7 @@ class Records:
 
     def _loaded(self, disk: Disk, error: OSError | None) -> None:
         disk.are_records_known = error is None
-        for done in self._loading.pop(disk.info.uuid):
+        for done in self._loading.pop(disk):
             done(error)
 
     def changed(self, event: control.RecordChanged) -> None:
@@ -114,6 +114,9 @@ class Records:
         def put(answer: control.Record | OSError) -> None:
             if isinstance(answer, OSError):
                 logger.warning("%s: its %s could not be replaced: %s", disk.name, update.record, answer.strerror)
+                if answer.errno == errno.ESTALE:  # what the unit knows is not what is there: read it again
+                    disk.are_records_known = False
+                    self.load(disk, _no_matter)
                 result = update.finish(answer)
             else:
                 disk.unit.record_versions[update.record] = answer.version
@@ -126,3 +129,7 @@ class Records:
 
         self._core.service.put_record(disk.name, update.record, version, update.data, put)
         self._core.follow_control()
+
+
+def _no_matter(error: OSError | None) -> None:
+    """Whoever tries again hears of it."""

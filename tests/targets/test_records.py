@@ -206,3 +206,13 @@ def test_a_withdrawn_volume_keeps_nothing(house: House, notes: Notes) -> None:
     house.service.recordings.pop()(OSError(errno.ENOENT, "there is no volume demo"))
     house.run()
     assert client.connection.is_closed
+
+
+def test_a_record_that_was_replaced_behind_our_back_is_read_again(house: House, notes: Notes) -> None:
+    """BUSY, because the command was made from what is no more; who tries again adds to what is there."""
+    client = house.login()
+    house.service.records["demo", "notes"] = (5, b"five")
+    assert client.do(note(client, b"a")).status == scsi.BUSY
+    assert notes == b"five"
+    assert client.do(note(client, b"b")).status == scsi.GOOD
+    assert house.service.records["demo", "notes"] == (6, b"fiveb")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import registrations
+from iscsi_ovs.commands.registrations import Registrant, Registrations, Type
 from iscsi_ovs.config.configuration import Configuration
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.net.portal import Address
@@ -373,3 +375,24 @@ def test_a_portal_group_more(house: Reloaded) -> None:
     assert list(nexus.ports.groups) == [1, 2]
     assert nexus.ports.can_set
     assert client.attentions() == [(0x3F, 0x03)]
+
+
+def test_another_kind_of_disk_while_its_records_are_read(house: Reloaded) -> None:
+    """It is another unit, and reads them for itself: nobody gets in past a reservation that it does not know of."""
+    owner = Registrant(HOST_B, b"\x80\0\0\0\0\1", PREFIX + "other", 1, 1)
+    reserved = Registrations(1, {owner: 7}, Type.WRITE_EXCLUSIVE, owner, aptpl=True)
+    house.service.records["two", "reservations"] = (3, registrations.encode(registrations.Change(reserved), "before"))
+    house.service.holds_records = True
+    early = house.client(name=HOST_A)
+    early.initiator.login(PREFIX + "other")
+    house.run()
+    house.reload("[lun.two]", "[lun.two]\nblock-size = 4096")
+    late = house.client(name=HOST_A, isid=b"\x80\0\0\0\0\2")
+    late.initiator.login(PREFIX + "other")
+    house.run()
+    house.service.holds_records = False
+    house.run()
+    assert early.initiator.login_status == (3, 1)
+    assert late.initiator.is_logged_in
+    late.attentions()
+    assert late.do(late.write(0, bytes(4096))).status == scsi.RESERVATION_CONFLICT
