@@ -31,6 +31,7 @@ FORMATS = (
     "iscsi_ovs/commands/sense.py",
     "iscsi_ovs/observe/pcap.py",
     "shm_server/abi/*",
+    "shm_server/interfaces/*",
     "shm_server/stores/maplog.py",
     "shm_server/stores/redo.py",
 )
