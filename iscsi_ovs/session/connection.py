@@ -37,7 +37,8 @@ from iscsi_ovs.wire import Derived
 LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
 OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
 OUTPUT_LIMIT_PIECES = 65536  # … and small answers cost more than their bytes
-UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed, or targets listed, and reads nothing
+UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
+UNREAD_TEXTS_LIMIT = 32  # … nor one that asks and asks, and reads nothing
 
 
 INVALID_DURING_LOGIN = (2, 0x0B)  # Status-Class and Status-Detail of section 11.13.5
@@ -100,6 +101,8 @@ class Connection:
         self._login_request: Any = None
         self._login_step: Any = None
         self._text: TextExchange | None = None
+        self._texts = 0  # requests, since the peer has taken anything
+        self._texts_at = 0  # what it had taken then, in bytes
         self._header: Any = None
         self._control_data: bytearray | None = None
         self._data_task: Task | None = None  # of the Data-Out that is being received, if it is still wanted
@@ -450,9 +453,13 @@ class Connection:
         session = self._in_session()
         if not session.accepts(header):
             return
-        if session.parameters.is_discovery and self.outbox.pending_bytes > UNREAD_ANSWERS_LIMIT_BYTES:
-            # A list of a thousand targets, asked for a thousand times in one breath, perhaps by somebody unknown.
-            raise ConnectionAbortError("targets are asked for, and the answers are not read")
+        # An initiator has one negotiation at a time. A list of a thousand targets takes its time to make: it is not
+        # made a thousand times in one breath, for somebody unknown perhaps.
+        sent_bytes = self.outbox.sent_bytes
+        self._texts = self._texts + 1 if sent_bytes == self._texts_at else 1
+        self._texts_at = sent_bytes
+        if self._texts > UNREAD_TEXTS_LIMIT:
+            raise ConnectionAbortError("Text Requests are sent, and the answers are not read")
 
         def answer() -> None:
             session.release_place(header)
