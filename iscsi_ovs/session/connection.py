@@ -37,7 +37,7 @@ from iscsi_ovs.wire import Derived
 LOGIN_DATA_SEGMENT_BYTES = 8192  # MaxRecvDataSegmentLength before it is negotiated (section 13.12)
 OUTPUT_LIMIT_BYTES = 64 << 20  # a peer that does not read is not listened to, either
 OUTPUT_LIMIT_PIECES = 65536  # … and small answers cost more than their bytes
-UNREAD_ANSWERS_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
+UNREAD_ECHOES_LIMIT_BYTES = 1 << 20  # … nor one that has pings echoed and does not read them
 UNREAD_TEXTS_LIMIT = 32  # … nor one that asks and asks, and reads nothing
 
 
@@ -103,6 +103,8 @@ class Connection:
         self._text: TextExchange | None = None
         self._texts = 0  # requests, since the peer has taken anything
         self._texts_at = 0  # what it had taken then, in bytes
+        self._echo_bytes = 0  # of its pings, likewise
+        self._echoed_at = 0
         self._header: Any = None
         self._control_data: bytearray | None = None
         self._data_task: Task | None = None  # of the Data-Out that is being received, if it is still wanted
@@ -438,8 +440,13 @@ class Connection:
                 data[: session.parameters.max_recv_data_segment_length],
             )
 
-        if data and self.outbox.pending_bytes > UNREAD_ANSWERS_LIMIT_BYTES:
-            raise ConnectionAbortError("pings are sent, and their answers are not read")
+        if data:
+            # Echoes alone count: a busy reader has megabytes of answers under way, and may ping with data all the same.
+            sent_bytes = self.outbox.sent_bytes
+            self._echo_bytes = len(data) + (self._echo_bytes if sent_bytes == self._echoed_at else 0)
+            self._echoed_at = sent_bytes
+            if self._echo_bytes > UNREAD_ECHOES_LIMIT_BYTES:
+                raise ConnectionAbortError("pings are sent, and their answers are not read")
         session.in_order(header, echo)
 
     def _on_task_management(self, header: pdu.TaskManagementRequest, data: bytes) -> None:

@@ -396,6 +396,20 @@ def test_pings_with_data_that_nobody_reads_end_the_connection() -> None:
     talk.end()
 
 
+def test_a_ping_with_data_behind_large_reads_is_answered() -> None:
+    """What a busy reader has not taken yet are not echoes."""
+    talk = Conversation()
+    initiator = talk.login()
+    tag = initiator.command(read_cdb(0, 4096), read=4096 * BLOCK)
+    talk.to_target(initiator.to_send())
+    assert talk.connection.outbox.pending_bytes > 1 << 20
+    initiator.nop_out(b"still there?")
+    talk.to_target(initiator.to_send())
+    assert not talk.connection.is_closed
+    talk.run()
+    assert initiator.results[tag].is_complete
+
+
 @pytest.mark.parametrize("target", [None, TARGET])
 def test_lists_of_targets_that_nobody_reads_end_the_connection(target: str | None) -> None:
     """Discovery is for everybody, as a rule, and lists may be long: none is made a thousand times in one breath."""
