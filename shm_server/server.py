@@ -235,7 +235,9 @@ class Server:
         if runtime.ready:
             runtime.step()
             worked = True
-        self._publish()
+        self._dispatcher.publish()
+        if self._exports.front_ends:
+            self._exports.publish()
         if self._doomed:
             self._bury_doomed()
         return worked

@@ -166,8 +166,9 @@ class FrontEnd:
 
     def _readable(self, _events: int) -> None:
         try:
-            while not self.is_closed and self._receive():
-                pass
+            for _ in range(MAX_MESSAGES):  # and then the others have their turn
+                if self.is_closed or not self._receive():
+                    break
         except ProtocolError as error:
             self.drop(str(error))
         except OSError as error:
@@ -323,7 +324,8 @@ class FrontEnd:
     async def _set_backend_req_fd(self, message: Message) -> None:
         if not message.descriptors:
             raise ProtocolError("no channel to the front end")
-        channel = socket.socket(fileno=message.descriptors.pop())
+        channel = socket.socket(fileno=message.descriptors[0])
+        del message.descriptors[0]
         channel.setblocking(False)
         if self._backend_channel is not None:
             self._backend_channel.close()

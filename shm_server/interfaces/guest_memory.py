@@ -55,6 +55,7 @@ class Region:
 
     def close(self) -> None:
         os.close(self.fd)
+        self.fd = -1
         self.view.release()
         try:
             self._mapping.close()

@@ -100,6 +100,7 @@ class Virtqueue:
         """GET_VRING_BASE: "the back-end must … stop the ring"."""
         self.is_active = False
         self._table = None
+        self._pending.clear()
         self.addresses = None
         for name in ("kick_fd", "call_fd", "error_fd"):
             self.set_descriptor(name, -1)
