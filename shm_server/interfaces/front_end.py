@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-from shm_server.interfaces import messages
+from shm_server.interfaces import inflight, messages
 from shm_server.interfaces.block_device import (
     MAX_QUEUES,
     RING_F_EVENT_IDX,
@@ -24,8 +24,9 @@ from shm_server.interfaces.block_device import (
     BlockDevice,
 )
 from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory
+from shm_server.interfaces.inflight import Inflight
 from shm_server.interfaces.messages import Message, ProtocolError, ProtocolFeature, Request
-from shm_server.interfaces.virtqueue import Chain, Virtqueue
+from shm_server.interfaces.virtqueue import MAX_ENTRIES, Chain, Virtqueue
 from shm_server.runtime import Job, Suspension, Wait
 from shm_server.volumes.handle import Handle
 
@@ -72,6 +73,8 @@ class FrontEnd:
         self._protocol_features = 0
         self._is_paused = False  # no requests are taken
         self._drained: Wait[None] | None = None
+        self._inflight: Inflight | None = None
+        self._reply_fd = -1  # goes with the reply, and is closed then
         self._backend_channel: socket.socket | None = None
         self._input = bytearray()
         self._descriptors: list[int] = []  # come, and not yet of a whole message
@@ -97,6 +100,8 @@ class FrontEnd:
             Request.SET_BACKEND_REQ_FD: self._set_backend_req_fd,
             Request.GET_CONFIG: self._get_config,
             Request.SET_CONFIG: self._set_config,
+            Request.GET_INFLIGHT_FD: self._get_inflight_fd,
+            Request.SET_INFLIGHT_FD: self._set_inflight_fd,
             Request.RESET_DEVICE: self._reset_device,
             Request.GET_MAX_MEM_SLOTS: self._get_max_mem_slots,
             Request.ADD_MEM_REG: self._add_mem_reg,
@@ -227,11 +232,13 @@ class FrontEnd:
         if payload is None and message.needs_reply and self._has(ProtocolFeature.REPLY_ACK):
             # "a payload of zero indicates success, non-zero failure"
             payload = messages.U64.pack(0 if error is None else 1)
+        descriptors, self._reply_fd = [self._reply_fd] if self._reply_fd >= 0 else [], -1
         try:
             if payload is not None:
-                self._socket.send(messages.reply(message, payload))
+                socket.send_fds(self._socket, [messages.reply(message, payload)], descriptors)
         except OSError as lost:
             error = error or lost
+        _close(descriptors)
         if error is not None:
             self.drop(f"{message.request.name}: {error}")
             return
@@ -366,6 +373,20 @@ class FrontEnd:
     async def _get_max_mem_slots(self, message: Message) -> bytes:
         return messages.U64.pack(MAX_REGIONS)
 
+    async def _get_inflight_fd(self, message: Message) -> bytes:
+        _, _, rings, entries = inflight.PAYLOAD.unpack_from(message.payload)
+        if not 0 < rings <= MAX_QUEUES or not 0 < entries <= MAX_ENTRIES:
+            raise ProtocolError(f"memory for {rings} rings of {entries} in flight")
+        self._reply_fd = inflight.create(rings, entries)
+        answer = inflight.PAYLOAD.pack(rings * inflight.ring_bytes(entries), 0, rings, entries)
+        return answer.ljust(len(message.payload), b"\0")
+
+    async def _set_inflight_fd(self, message: Message) -> None:
+        if not message.descriptors:
+            raise ProtocolError("no memory for what is in flight")
+        size, offset, rings, entries = inflight.PAYLOAD.unpack_from(message.payload)
+        self._inflight = Inflight(message.descriptors[0], size, offset, rings, entries)
+
     # Rings ----------------------------------------------------------------------------------------------------------
 
     def _queue(self, index: int) -> Virtqueue:
@@ -438,6 +459,7 @@ class FrontEnd:
             queue.set_descriptor("kick_fd", -1)
             raise ProtocolError(f"a kick descriptor that can't be watched: {error.strerror}") from None
         queue.resolve(self._memory)
+        queue.keep_track(self._inflight.of_ring(queue.index) if self._inflight is not None else None)
 
     async def _set_vring_call(self, message: Message) -> None:
         queue, fd = self._take_descriptor(message)

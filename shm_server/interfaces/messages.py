@@ -54,6 +54,8 @@ class Request(enum.IntEnum):
     SET_BACKEND_REQ_FD = 21
     GET_CONFIG = 24
     SET_CONFIG = 25
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
@@ -72,6 +74,7 @@ class ProtocolFeature(enum.IntEnum):
     REPLY_ACK = 3
     BACKEND_REQ = 5
     CONFIG = 9
+    INFLIGHT_SHMFD = 12
     RESET_DEVICE = 13
     CONFIGURE_MEM_SLOTS = 15
 
@@ -108,6 +111,8 @@ SHAPES: dict[int, Shape] = {
     Request.SET_BACKEND_REQ_FD:    Shape(0, 1),
     Request.GET_CONFIG:            Shape(None),
     Request.SET_CONFIG:            Shape(None),
+    Request.GET_INFLIGHT_FD:       Shape(20),
+    Request.SET_INFLIGHT_FD:       Shape(20, 1),
     Request.RESET_DEVICE:          Shape(),
     Request.GET_MAX_MEM_SLOTS:     Shape(),
     Request.ADD_MEM_REG:           Shape(SINGLE_REGION.size, 1),

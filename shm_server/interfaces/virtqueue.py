@@ -18,6 +18,7 @@ import struct
 from shm_server.abi import ring
 from shm_server.interfaces import words
 from shm_server.interfaces.guest_memory import GuestMemory, Piece, Region
+from shm_server.interfaces.inflight import RingInflight
 from shm_server.interfaces.messages import ProtocolError
 
 MAX_ENTRIES = 1024  # "Queue Size value is always a power of 2": of ours, at most this
@@ -59,6 +60,8 @@ class Virtqueue:
         self._used_index = 0
         self._called_at = 0  # the used index when the guest was last told, or its wish looked at
         self._pending: list[bytes] = []  # used entries to publish
+        self._inflight: RingInflight | None = None
+        self._again: list[int] = []  # what a server that died has left under way
         self._table: tuple[Region, int] | None = None
         self._available: tuple[Region, int]
         self._used: tuple[Region, int]
@@ -85,6 +88,14 @@ class Virtqueue:
         _, self._used_index = _AVAILABLE_HEAD.unpack(region.read(start, 4))
         self._called_at = self._used_index
 
+    def keep_track(self, track: RingInflight | None) -> None:
+        """Note what is under way there; what is noted already is done again, before anything else."""
+        self._inflight = track
+        self._again = track.recover(self._used_index) if track is not None else []
+        if self._again:
+            # Used or under way: so many were taken, whatever SET_VRING_BASE says.
+            self.last_available = (self._used_index + len(self._again)) & 0xFFFF
+
     def set_entries(self, count: int) -> None:
         if not 0 < count <= MAX_ENTRIES or count & (count - 1):
             raise ProtocolError(f"a ring of {count} entries: a power of two, at most {MAX_ENTRIES}")
@@ -101,6 +112,8 @@ class Virtqueue:
         self.is_active = False
         self._table = None
         self._pending.clear()
+        self._inflight = None
+        self._again = []
         self.addresses = None
         for name in ("kick_fd", "call_fd", "error_fd"):
             self.set_descriptor(name, -1)
@@ -109,6 +122,8 @@ class Virtqueue:
 
     def waiting(self) -> int:
         """Entries made available and not taken."""
+        if self._again:
+            return len(self._again)
         region, start = self._available
         while True:
             index = _U16.unpack(region.read(start + 2, 2))[0]
@@ -127,12 +142,17 @@ class Virtqueue:
         count = min(self.waiting(), limit)
         if not count:
             return []
-        heads = self._heads(count)
+        if self._again:  # noted already, in their order
+            heads, self._again = self._again[:count], self._again[count:]
+        else:
+            heads = self._heads(count)
+            if self._inflight is not None:
+                self._inflight.take(heads)
+            self.last_available = (self.last_available + count) & 0xFFFF
         assert self._table is not None
         region, start = self._table
         table = region.read(start, 16 * self.entries)
         chains = [self._walk(memory, head, table) for head in heads]
-        self.last_available = (self.last_available + count) & 0xFFFF
         self.in_flight += count
         return chains
 
@@ -194,13 +214,18 @@ class Virtqueue:
         region.write(start + 4 + 8 * first, b"".join(pending[:straight]))
         if len(pending) > straight:
             region.write(start + 4, b"".join(pending[straight:]))
-        count, bit = len(pending), 0
-        # flags and index are one word, the index its upper half; each step is a state that the guest may see.
-        while count >> bit:
-            if count >> bit & 1:
-                words.add(region.address + start, 16 + bit)
-            bit += 1
-        self._used_index = (self._used_index + count) & 0xFFFF
+        left = len(pending)
+        while left:
+            # flags and index are one word, the index its upper half; it is added to by powers of two.
+            bit = left.bit_length() - 1
+            step, left = pending[len(pending) - left :][: 1 << bit], left - (1 << bit)
+            heads = [_USED.unpack(entry)[0] for entry in step] if self._inflight is not None else []
+            if self._inflight is not None:
+                self._inflight.chain(heads)
+            words.add(region.address + start, 16 + bit)
+            self._used_index = (self._used_index + len(step)) & 0xFFFF
+            if self._inflight is not None:
+                self._inflight.let_go(heads, self._used_index)
         if self._wants_call():
             self.call()
         self._called_at = self._used_index

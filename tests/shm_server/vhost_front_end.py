@@ -45,12 +45,33 @@ class FrontEnd:
         self.features = 0
         self.available = 0
         self.used = 0
+        self.in_flight = -1  # what the server notes of what is under way
+
+    def reconnect(self, path: Path) -> None:
+        """To the next server, with everything as it is."""
+        self.socket.close()
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(20)
+        self.socket.connect(os.fspath(path))
+
+    def track(self) -> None:
+        """Have what is under way noted in memory of the server's making, which we keep."""
+        wish = struct.pack("<QQHH4x", 0, 0, 1, self.entries)
+        if self.in_flight < 0:
+            self.send(31, wish)
+            header, (self.in_flight,), _, _ = socket.recv_fds(self.socket, 12, 1)
+            assert struct.unpack("<III", header) == (31, 5, len(wish))
+            wish = self._exactly(len(wish))
+        else:
+            wish = struct.pack("<QQHH4x", os.fstat(self.in_flight).st_size, 0, 1, self.entries)
+        self.acknowledged(32, wish, [self.in_flight])
 
     def close(self) -> None:
         self.socket.close()
         self.memory.close()
-        for fd in (self.memory_fd, self.kick, self.call):
-            os.close(fd)
+        for fd in (self.memory_fd, self.kick, self.call, self.in_flight):
+            if fd >= 0:
+                os.close(fd)
 
     def __enter__(self) -> FrontEnd:
         return self

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -231,6 +233,61 @@ def test_exports_of_the_configuration(start_server: Callable[..., ServerProcess]
     assert "volume never is not exported" in server.log()
     assert server.stop() == 0
     assert not (tmp_path / "disk").exists()
+
+
+def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A front end that reconnects to the next server finds every request answered that was under way, in its order.
+
+    The first server has done two of them out of turn, and dies with five open, two of them writes of the same sector.
+    """
+    path = tmp_path / "vm.sock"
+    exports = [{"volume": "disk", "vhost_user": str(path)}]
+    delay = [{"volume": "disk", "operations": ["write"], "offset": 0, "length": 4096, "seconds": 60.0}]
+    server = start_server(shm_server={"exports": exports, "delay": delay})
+    with Context(server.socket_path) as context, ExitStack() as stack:
+        context.create_volume("disk", SIZE)
+        while not path.exists():
+            pass
+        front_end = stack.enter_context(FrontEnd(path))
+        front_end.negotiate()
+        front_end.track()
+        front_end.share_memory()
+        front_end.start_ring()
+        memory = front_end.memory
+        # heads 0, 3, …: sector and byte; those below sector 8 are slow
+        writes = [(0, b"a"), (8, b"b"), (1, b"c"), (2, b"d"), (9, b"e"), (1, b"f"), (3, b"g")]
+        for number, (sector, byte) in enumerate(writes):
+            at = 0x30000 + number * 0x1000
+            struct.pack_into("<IIQ", memory, at, OUT, 0, sector)
+            memory[at + 16 : at + 528] = byte * 512
+            front_end.chain([(at, 528, False), (at + 0x800, 1, True)], head=3 * number)
+        front_end.offer(*(3 * number for number in range(len(writes))))
+        assert sorted(head for head, _ in front_end.await_used(2)) == [3, 12]
+        while context.list_handles()[0].in_flight < 5:
+            pass
+        server.kill()
+        config = json.loads(server.config.read_text())
+        del config["shm_server"]["delay"]
+        server.config.write_text(json.dumps(config))
+        server.start()
+        while True:
+            try:
+                front_end.reconnect(path)
+                break
+            except (ConnectionRefusedError, FileNotFoundError):
+                pass
+        front_end.negotiate()
+        front_end.track()
+        front_end.share_memory()
+        front_end.available = front_end.used  # all that QEMU knows then
+        front_end.start_ring()
+        assert sorted(head for head, _ in front_end.await_used(5)) == [0, 6, 9, 15, 18]
+        front_end.available = len(writes)
+        found = front_end.request(IN, 0, read_bytes=10 * 512)[1]
+        assert [found[sector * 512 : sector * 512 + 1] for sector in (0, 1, 2, 3, 8, 9)] == [
+            b"a", b"f", b"d", b"g", b"b", b"e",
+        ]  # fmt: skip
+        assert front_end.stop_ring() == len(writes) + 1
 
 
 def test_read_only(context: Context, tmp_path: Path) -> None:
