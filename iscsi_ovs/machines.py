@@ -13,12 +13,15 @@ VIRTIO_BLOCK = 2  # "5 Device Types" of Virtual I/O Device 1.2
 
 
 def qemu_arguments(volume: str, path: str, memory: str = "1G") -> list[str]:
-    """For a machine of ``memory``; "," is doubled in QEMU's values."""
+    """For a machine of ``memory``; "," is doubled in QEMU's values.
+
+    With ``reconnect`` it waits for the next volume server when one dies, and goes on there.
+    """
     name = f"disk-{volume}".replace(".", "-")
     return [
         *("-object", f"memory-backend-memfd,id=guest-memory,size={memory},share=on"),
         *("-m", memory, "-machine", "memory-backend=guest-memory"),
-        *("-chardev", f"socket,id={name},path={path.replace(',', ',,')}"),
+        *("-chardev", f"socket,id={name},path={path.replace(',', ',,')},reconnect=1"),
         *("-device", f"vhost-user-blk-pci,chardev={name}"),
     ]
 
@@ -30,7 +33,9 @@ def libvirt_elements(path: str) -> str:
             "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>",
             "<disk type='vhostuser' device='disk'>",
             "  <driver name='qemu' type='raw'/>",
-            f"  <source type='unix' path={quoteattr(path)}/>",
+            f"  <source type='unix' path={quoteattr(path)}>",
+            "    <reconnect enabled='yes' timeout='1'/>",
+            "  </source>",
             "  <target dev='vda' bus='virtio'/>",
             "</disk>",
         )

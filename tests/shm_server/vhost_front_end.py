@@ -47,12 +47,16 @@ class FrontEnd:
         self.used = 0
         self.in_flight = -1  # what the server notes of what is under way
 
-    def reconnect(self, path: Path) -> None:
-        """To the next server, with everything as it is."""
+    def reconnect(self, path: Path) -> bool:
+        """To the next server, with everything as it is; False: it does not listen yet."""
         self.socket.close()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(20)
-        self.socket.connect(os.fspath(path))
+        try:
+            self.socket.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        return True
 
     def track(self) -> None:
         """Have what is under way noted in memory of the server's making, which we keep."""

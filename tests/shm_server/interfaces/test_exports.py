@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs.shm_client import Context
+from tests.interop.processes import wait_until
 from tests.shm_server.conftest import ServerProcess
 from tests.shm_server.vhost_front_end import (
     AVAILABLE,
@@ -217,16 +218,14 @@ def test_exports_of_the_configuration(start_server: Callable[..., ServerProcess]
     server = start_server(shm_server={"exports": rules})
     with Context(server.socket_path) as context:
         context.create_volume("disk", SIZE)
-        while context.stat_volume("disk").held is None or not (tmp_path / "disk").exists():
-            pass
+        wait_until((tmp_path / "disk").exists, 10, "the export")
         with FrontEnd(tmp_path / "disk") as front_end:
             front_end.setup()
             assert front_end.request(OUT, 0, b"k" * 512)[0] == OK
             server.kill()
     server.start()
     with Context(server.socket_path) as context:
-        while context.stat_volume("disk").held is None or not (tmp_path / "disk").exists():
-            pass
+        wait_until((tmp_path / "disk").exists, 10, "the export")
         with FrontEnd(tmp_path / "disk") as front_end:
             front_end.setup()
             assert front_end.request(IN, 0, read_bytes=512) == (OK, b"k" * 512)
@@ -246,8 +245,7 @@ def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp
     server = start_server(shm_server={"exports": exports, "delay": delay})
     with Context(server.socket_path) as context, ExitStack() as stack:
         context.create_volume("disk", SIZE)
-        while not path.exists():
-            pass
+        wait_until(path.exists, 10, "the export")
         front_end = stack.enter_context(FrontEnd(path))
         front_end.negotiate()
         front_end.track()
@@ -263,19 +261,13 @@ def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp
             front_end.chain([(at, 528, False), (at + 0x800, 1, True)], head=3 * number)
         front_end.offer(*(3 * number for number in range(len(writes))))
         assert sorted(head for head, _ in front_end.await_used(2)) == [3, 12]
-        while context.list_handles()[0].in_flight < 5:
-            pass
+        wait_until(lambda: context.list_handles()[0].in_flight == 5, 10, "five requests in flight")
         server.kill()
         config = json.loads(server.config.read_text())
         del config["shm_server"]["delay"]
         server.config.write_text(json.dumps(config))
         server.start()
-        while True:
-            try:
-                front_end.reconnect(path)
-                break
-            except (ConnectionRefusedError, FileNotFoundError):
-                pass
+        wait_until(lambda: front_end.reconnect(path), 10, "the next server's export")
         front_end.negotiate()
         front_end.track()
         front_end.share_memory()
@@ -348,8 +340,7 @@ def test_unexport_waits_for_what_has_started(start_server: Callable[..., ServerP
                 memory[0x30010 : 0x30010 + 512] = attempt * 512
                 front_end.chain([(0x30000, 528, False), (0x31000, 1, True)])
                 front_end.offer(0)
-                while not any(handle.in_flight for handle in context.list_handles()):
-                    pass
+                wait_until(lambda: context.list_handles()[0].in_flight, 10, "a request in flight")
                 if attempt == b"a":
                     assert front_end.stop_ring() == 1
                     assert front_end.await_used() == [(0, 1)]
