@@ -218,14 +218,14 @@ def test_exports_of_the_configuration(start_server: Callable[..., ServerProcess]
     server = start_server(shm_server={"exports": rules})
     with Context(server.socket_path) as context:
         context.create_volume("disk", SIZE)
-        wait_until((tmp_path / "disk").exists, 10, "the export")
+        wait_until(lambda: context.stat_volume("disk").held, 10, "the export")
         with FrontEnd(tmp_path / "disk") as front_end:
             front_end.setup()
             assert front_end.request(OUT, 0, b"k" * 512)[0] == OK
             server.kill()
     server.start()
     with Context(server.socket_path) as context:
-        wait_until((tmp_path / "disk").exists, 10, "the export")
+        wait_until(lambda: context.stat_volume("disk").held, 10, "the export")
         with FrontEnd(tmp_path / "disk") as front_end:
             front_end.setup()
             assert front_end.request(IN, 0, read_bytes=512) == (OK, b"k" * 512)
