@@ -55,7 +55,9 @@ class Sanitizer:
         try:
             handle = await self._hold(name)
             try:
-                await self._manager.keep_sanitizing(name, replace(order, size_bytes=handle.volume.size_bytes))
+                async with self._manager.locked(name):  # no snapshot is being made, and none will be from here on
+                    self._check_layers(name)
+                    await self._manager.keep_sanitizing(name, replace(order, size_bytes=handle.volume.size_bytes))
             except OSError:
                 self._manager.close(handle)
                 raise
@@ -71,14 +73,17 @@ class Sanitizer:
         previous = self._manager.sanitizing.get(name)
         if name in self._running:
             raise OSError(errno.EBUSY, f"volume {name} is being sanitized")
-        if self._manager.layers.get(name):
-            raise OSError(errno.EOPNOTSUPP, f"volume {name} has layers: what it was stays in them")
+        self._check_layers(name)
         # SBC-3 4.11: what failed in the restricted mode can't be made an unrestricted one.
         if previous is not None and order.may_exit and not previous.may_exit:
             raise OSError(errno.EPERM, f"a sanitize of {name} failed that may not be exited: nor may the next")
         for handle in self._manager.writers(name):
             if not is_ours(handle):
                 raise OSError(errno.EBUSY, f"volume {name} is held by {handle.words}")
+
+    def _check_layers(self, name: str) -> None:
+        if self._manager.layers.get(name):
+            raise OSError(errno.EOPNOTSUPP, f"volume {name} has layers: what it was stays in them")
 
     async def leave(self, name: str) -> VolumeInfo:
         """After a failure: use the volume as it is; without one nothing happens. EPERM: that one does not allow it."""
