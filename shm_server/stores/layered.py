@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after, views_until
 from shm_server.stores.descriptor import MAX_INLINE_WRITE_BYTES, DescriptorStore, write_by_redo
 from shm_server.stores.layer import Layer
-from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog
+from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
 from shm_server.stores.owners import ZERO as NOBODY
 from shm_server.stores.owners import Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
@@ -56,7 +56,7 @@ class LayeredStore:
     def load(self) -> None:
         """Resolve who owns what, from the layers' maps: before anything else."""
         for number, layer in enumerate(self._layers):
-            for kind, first, count in layer.runs():
+            for kind, first, count in _joined(layer.runs()):
                 self._owners.set(first, count, number if kind == DATA else NOBODY)
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -332,6 +332,20 @@ class LayeredStore:
             layer.close()
         self._owners.close()
         self._redo.close()
+
+
+def _joined(runs: Sequence[Run]) -> Iterator[Run]:
+    """Neighbours that were claimed one behind the other are one run."""
+    kind, first, end = DATA, 0, 0
+    for run in runs:
+        if run.kind == kind and run.first == end:
+            end += run.pages
+        else:
+            if end > first:
+                yield Run(kind, first, end - first)
+            kind, first, end = run.kind, run.first, run.first + run.pages
+    if end > first:
+        yield Run(kind, first, end - first)
 
 
 def _cut(views: Views, done: int, length: int, total: int) -> Views:
