@@ -360,6 +360,14 @@ class Manager:
         held = self._open.get(name) or await self._open_volume(self.record(name))
         return held.volume
 
+    def is_held(self, name: str) -> bool:
+        held = self._open.get(name)
+        return held is not None and bool(held.handles)
+
+    def is_awaited(self, name: str) -> bool:
+        """For who has the volume's lock: somebody else waits for it."""
+        return name in self._locks and self._locks[name][1] > 1
+
     def open_volumes(self) -> list[Volume]:
         return [held.volume for held in self._open.values()]
 

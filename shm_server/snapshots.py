@@ -204,6 +204,27 @@ class Snapshots:
                     # else the two went with their volume meanwhile
                 await manager.on_thread(self._remove_garbage)
             await manager.on_thread(self._remove_garbage)
+            for name, merge in await manager.on_thread(lineage.collapsible):
+                await self._collapse(name, merge)
+            await manager.on_thread(self._remove_garbage)
+
+    async def _collapse(self, name: str, merge: Merge) -> None:
+        """A volume that nobody holds and that has no snapshots any more is a plain store again. Whoever wants to have
+        it meanwhile goes before: until the catalogue says so nothing is different."""
+        manager = self._manager
+        async with manager.locked(name):
+            if manager.is_held(name) or (name, merge) not in await manager.on_thread(self._lineage.collapsible):
+                return
+            await manager.opened(name)  # which makes its map durable, whatever a crash has left
+            manager.close_unheld(name)
+            steps = self._stores.merge(merge.upper, merge.lower)
+            while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+                if manager.is_awaited(name):
+                    return
+                await self._runtime.pause
+            if await manager.on_thread(lambda: self._lineage.collapsed(merge)):
+                manager.layers.pop(name, None)
+                log.info("volume %s has no layers any more", name)
 
     async def _merge(self, merge: Merge) -> None:
         steps = self._stores.merge(merge.upper, merge.lower)

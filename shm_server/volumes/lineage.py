@@ -42,6 +42,13 @@ WHERE lower.state = 'sealed' AND upper.state = 'sealed'
 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = lower.number)
 AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = lower.number AND other.number != upper.number)
 """
+_COLLAPSIBLE = """
+FROM tops JOIN layers AS top ON top.number = tops.layer JOIN layers AS base ON base.number = top.parent
+JOIN volumes ON volumes.uuid = tops.uuid
+WHERE base.parent IS NULL AND base.uuid = top.uuid AND volumes.state = 'ready'
+AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = base.number)
+AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = base.number AND other.number != top.number)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +214,28 @@ class Lineage:
         rows = self._catalog.select(f"{_MERGEABLE} LIMIT 1", ())
         if not rows:
             return None
-        found = {
-            layer.number: layer
-            for layer in (
-                _layer(*row)
-                for row in self._catalog.select(f"SELECT {_COLUMNS} FROM layers WHERE number IN (?, ?)", rows[0])
-            )
-        }
-        return Merge(found[rows[0][0]], found[rows[0][1]])
+        return Merge(*self._layers(*rows[0]))
+
+    def _layers(self, *numbers: int) -> list[LayerFile]:
+        query = f"SELECT {_COLUMNS} FROM layers WHERE number = ?"
+        return [_layer(*self._catalog.select(query, (number,))[0]) for number in numbers]
+
+    def collapsible(self) -> list[tuple[str, Merge]]:
+        """Volumes, by name, whose past nobody asks for any more: a top on a base of its own, and that is all."""
+        rows = self._catalog.select(f"SELECT volumes.name, top.number, base.number {_COLLAPSIBLE}", ())
+        return [(name, Merge(*self._layers(top, base))) for name, top, base in rows]
+
+    def collapsed(self, merge: Merge) -> bool:
+        """The base has all that the top had, durably, and is a plain store again. False: it is no more to be."""
+        top, base = merge.upper.number, merge.lower.number
+        with self._catalog.transaction() as execute:
+            query = f"SELECT 1 {_COLLAPSIBLE} AND top.number = ? AND base.number = ?"
+            if execute(query, (top, base)).fetchone() is None:
+                return False
+            execute("DELETE FROM tops WHERE layer = ?", (top,))
+            execute("DELETE FROM layers WHERE number = ?", (base,))
+            execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (top,))
+        return True
 
     def merged(self, merge: Merge) -> bool:
         """The lower has all that the upper had, durably: the upper is garbage. False: they are not two any more."""

@@ -197,6 +197,49 @@ def test_space_comes_back(pool: Pool) -> None:
     assert list(volumes.iterdir()) == []
 
 
+def test_without_snapshots_it_is_a_plain_store_again(pool: Pool) -> None:
+    """Once nobody holds it; with its bytes, and what was discarded, in its own file and nowhere else."""
+    data = os.urandom(SIZE)
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, data)
+        snapshot(pool, "s")
+        pool.write(volume, 8 * PAGE, b"x" * PAGE)
+        pool.run(volume.discard(2 * PAGE, PAGE, never))
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+        assert isinstance(volume.store, LayeredStore)
+    pool.snapshots.tidy()
+    pool.settle()
+    assert [path.name for path in (pool.directory / "volumes").iterdir()] == ["demo.raw"]
+    assert pool.manager.layers == {}
+    with pool.volume("demo") as volume:
+        assert not isinstance(volume.store, LayeredStore)
+        expected = data[: 2 * PAGE] + bytes(PAGE) + data[3 * PAGE : 8 * PAGE] + b"x" * PAGE + data[9 * PAGE :]
+        assert pool.read(volume, 0, SIZE) == expected
+        snapshot(pool, "again")
+    pool.run(pool.snapshots.rollback("demo", "again"))
+
+
+def test_who_wants_a_volume_does_not_wait_for_its_past(pool: Pool) -> None:
+    """An open between two steps ends the copying, and nothing has happened."""
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, os.urandom(SIZE))
+        snapshot(pool, "s")
+        for page in range(0, SIZE // PAGE, 2):
+            pool.write(volume, page * PAGE, b"y" * PAGE)
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+        for page in range(1, SIZE // PAGE, 2):
+            pool.write(volume, page * PAGE, b"z" * PAGE)
+    pool.snapshots.tidy()
+    while not pool.manager._locks:
+        pool.turn()
+    with pool.volume("demo") as volume:
+        assert pool.read(volume, 0, 2 * PAGE) == b"y" * PAGE + b"z" * PAGE
+        pool.settle()
+        assert isinstance(volume.store, LayeredStore)
+
+
 def test_a_merge_that_fails_leaves_everything(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next start takes it up."""
     pool.write(volume, 0, b"a" * PAGE)
