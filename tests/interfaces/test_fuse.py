@@ -12,7 +12,6 @@ import shutil
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -280,6 +279,17 @@ def test_many_threads_on_one_file(path: Path) -> None:
     assert not failures
 
 
+@pytest.mark.parametrize("direct", [0, 1], ids=["cached", "O_DIRECT"])
+def test_fio_verifies(path: Path, direct: bool) -> None:
+    """Blocks of all sizes in random order, four jobs at once, fsyncs between: fio finds every checksum again."""
+    fio = tools.require_tool("fio", "fio")
+    job = ["--name=verify", f"--filename={path}", "--ioengine=psync", f"--direct={direct}", "--fallocate=none"]
+    load = ["--rw=randwrite", "--bsrange=4k-128k", "--size=1m", "--offset_increment=1m", "--numjobs=4", "--fsync=8"]
+    check = ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--loops=3"]
+    said = shell(fio, *job, *load, *check)
+    assert said.count("err= 0") == 4, said
+
+
 # Beside others -------------------------------------------------------------------------------------------------------
 
 
@@ -323,9 +333,8 @@ def test_one_writer_at_a_time(mount: Mount, name: str, path: Path) -> None:
 def test_growth_from_outside_is_seen(mount: Mount, name: str, path: Path) -> None:
     """``volume resize`` does not wait for an idle mount, and the open file has the new size."""
     with path.open("r+b", buffering=0) as file:
-        begun = time.monotonic()
         assert mount.serve.volume("resize", name, "8M").returncode == 0
-        assert time.monotonic() - begun < 1.8, "the mount did not acknowledge the event"
+        assert f"volume {name}: a holder did not acknowledge" not in mount.serve.log_path.read_text()
         processes.wait_until(lambda: os.fstat(file.fileno()).st_size == 8 * MIB, 5.0, "the new size")
         assert os.pwrite(file.fileno(), b"x", 8 * MIB - 1) == 1
 
