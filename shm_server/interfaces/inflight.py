@@ -45,7 +45,7 @@ class Inflight:
     """The mapping of all rings."""
 
     def __init__(self, fd: int, size: int, offset: int, rings: int, entries: int) -> None:
-        if offset or size < rings * ring_bytes(entries) or os.fstat(fd).st_size < size:
+        if offset or not rings or not entries or size < rings * ring_bytes(entries) or os.fstat(fd).st_size < size:
             raise ProtocolError(f"memory for {rings} rings in flight of {size} bytes at {offset}")
         try:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK

@@ -227,6 +227,7 @@ MESSAGES = {
     "flight of no rings": (31, struct.pack("<QQHH", 0, 0, 0, 64), 0),
     "flight of too many rings": (31, struct.pack("<QQHH", 0, 0, 9, 64), 0),
     "flight without memory": (32, struct.pack("<QQHH", 4096, 0, 1, 64), 0),
+    "flight in no memory": (32, struct.pack("<QQHH", 0, 0, 0, 0), 1),
     "flight in memory that is not sealed": (32, struct.pack("<QQHH", 4096, 0, 1, 64), 1),
     "flight in memory too small": (32, struct.pack("<QQHH", 64, 0, 1, 64), 1),
     "an unknown region": (38, struct.pack("<Q", 0) + region(4096), 0),
