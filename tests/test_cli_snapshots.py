@@ -12,10 +12,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from iscsi_ovs.shm_client import Context, Volume
+from iscsi_ovs.testing.socket_initiator import SocketInitiator
 from tests.interop.serving import Serve, iscsi_ovs
 from tests.test_cli import BUSY, DONE, FAILED, NOT_FOUND, ROOT, USAGE, run, session
 
@@ -146,3 +148,48 @@ def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, nam
         assert ("Forget snapshot s" in ended.stderr) is is_asked
         assert (ended.returncode == DONE) is not is_asked
         assert len(context.list_snapshots(name)) == left
+
+
+INQUIRY_80 = bytes((0x12, 1, 0x80, 0, 255, 0))
+READ_CAPACITY_16 = bytes((0x9E, 0x10, *bytes(11), 32, 0, 0))
+
+
+def do(disk: SocketInitiator, cdb: bytes, **options: Any) -> bytes:
+    """A command, behind the unit attentions that there are."""
+    for _ in range(4):
+        result = disk.command(cdb, **options)
+        if result.status == 0:
+            return bytes(result.data)
+    raise AssertionError(f"status {result.status}, sense {result.sense.hex()}")
+
+
+def write_block(disk: SocketInitiator, block: int, data: bytes) -> None:
+    do(disk, bytes((0x2A, 0, *block.to_bytes(4, "big"), 0, 0, 1, 0)), write=data.ljust(512, b"."))
+
+
+def read_block(disk: SocketInitiator, block: int) -> bytes:
+    return do(disk, bytes((0x28, 0, *block.to_bytes(4, "big"), 0, 0, 1, 0)), read=512).rstrip(b".")
+
+
+def test_a_disk_goes_back_over_iscsi(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
+    """Snapshots are made under a living session; after its logout the disk is rolled back, and the next session finds
+    the old bytes and the old size; a clone is a disk beside it at once, with a serial number of its own."""
+    initiator = session(serve, name)
+    write_block(initiator, 3, b"before")
+    assert snapshot("create", name, "s").returncode == DONE
+    write_block(initiator, 3, b"ruined")
+    assert read_block(initiator, 3) == b"ruined"
+    context.truncate_volume(name, 2 << 20)
+    assert run("volume", "clone", "--state-dir", serve.state_dir, name, "s", f"{name}.clone").returncode == DONE
+    clone = session(serve, f"{name}.clone")
+    assert read_block(clone, 3) == b"before"
+    serials = [do(disk, INQUIRY_80, read=255) for disk in (initiator, clone)]
+    assert serials[0] != serials[1]
+    initiator.logout()
+    initiator.close()
+    assert snapshot("rollback", name, "s", "--yes").returncode == DONE
+    with session(serve, name) as again:
+        assert read_block(again, 3) == b"before"
+        capacity = do(again, READ_CAPACITY_16, read=32)
+        assert int.from_bytes(capacity[:8], "big") == (1 << 20) // 512 - 1
+    clone.close()

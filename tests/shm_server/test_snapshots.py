@@ -16,6 +16,7 @@ from shm_server.runtime import Job
 from shm_server.stores import DelayRule
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
+from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
 from shm_server.volumes.volume import Volume
 from tests.shm_server.abi_client import AbiClient
 from tests.shm_server.conftest import ServerProcess
@@ -124,6 +125,61 @@ def test_a_discard_that_a_snapshot_comes_between_spares_it(pool: Pool, volume: V
     pool.run(pool.snapshots.clone("demo", "s", "look"))
     with pool.volume("look") as look:
         assert pool.read(look, size - PAGE, PAGE) in (b"z" * PAGE, bytes(PAGE))
+
+
+def test_what_runs_on_the_loop_waits_for_nobody(pool: Pool, volume: Volume) -> None:
+    """Where a worker claims pages, or has the map, a write declines, unless its pages are the top's already."""
+    pool.write(volume, 0, b"a" * PAGE)
+    snapshot(pool, "s")
+    store = volume.store
+    assert isinstance(store, LayeredStore)
+    data, there = [memoryview(b"b" * PAGE)], memoryview(bytearray(PAGE))
+    for lock in (store._lock, store._owners.lock):
+        with lock:
+            assert store.write_now(data, 0) == 0
+            assert store.read_now([there], 0) in (0, PAGE)
+    pool.write(volume, 0, b"b" * PAGE)
+    for lock in (store._lock, store._owners.lock):
+        with lock:
+            assert store.write_now(data, 0) == PAGE
+
+
+def test_a_full_disk_tears_nothing(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first write to a page that finds no room, for its data or for its record, fails, and the page is as it was;
+    then there is room again, and the volume has not failed."""
+    pool.write(volume, 0, b"a" * PAGE)
+    snapshot(pool, "s")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    for call, length in (("pwritev", PAGE), ("pwrite", PAGE), ("pwritev", 512), ("pwrite", 512)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with raises(errno.ENOSPC):
+                pool.write(volume, 0, b"b" * length)
+        assert pool.read(volume, 0, PAGE) == b"a" * PAGE
+    pool.write(volume, 0, b"b" * 512, is_durable=True)
+    assert pool.read(volume, 0, 1024) == b"b" * 512 + b"a" * 512
+
+
+def test_the_map_in_memory_is_bounded(tmp_path: Path) -> None:
+    """By the cache's size, over all volumes; what is not there is read again."""
+    pool = Pool(tmp_path, map_cache_bytes=2 * CHUNK_BYTES)
+    places = range(0, 10 * CHUNK_PAGES * PAGE, CHUNK_PAGES * PAGE)
+    for name in ("a", "b"):
+        pool.run(pool.manager.create(name, 10 * CHUNK_PAGES * PAGE))
+        pool.run(pool.snapshots.create(name, "s"))
+    with pool.volume("a") as first, pool.volume("b") as second:
+        for place in places:
+            for volume in (first, second):
+                pool.write(volume, place, volume.name.encode() * PAGE)
+                stores = [each.store for each in (first, second)]
+                assert sum(len(store._owners._chunks) for store in stores if isinstance(store, LayeredStore)) <= 2
+        for place in places:
+            for volume in (first, second):
+                assert pool.read(volume, place, PAGE) == volume.name.encode() * PAGE
+    pool.close()
 
 
 def test_what_can_not_be(pool: Pool, volume: Volume, tmp_path: Path) -> None:
