@@ -302,6 +302,26 @@ def test_read_only(context: Context, tmp_path: Path) -> None:
     assert contents(context, 0, 512) == b"w" * 512
 
 
+def test_a_snapshot_under_a_running_machine(front_end: FrontEnd, context: Context, tmp_path: Path) -> None:
+    """What was written before is in its clone, what is written after is not; the machine goes on, on the new layer."""
+    before, after = os.urandom(64 << 10), os.urandom(4096)
+    assert front_end.request(OUT, 0, before)[0] == OK
+    context.create_snapshot("disk", "monday")
+    assert front_end.request(OUT, 8, after)[0] == OK
+    assert front_end.request(DISCARD, 0, struct.pack("<QII", 16, 8, 0))[0] == OK
+    expected = before[:4096] + after + bytes(4096) + before[3 * 4096 :]
+    assert front_end.request(IN, 0, read_bytes=len(before)) == (OK, expected)
+    with pytest.raises(OSError, match="vhost-user export"):
+        context.rollback_snapshot("disk", "monday")
+    context.clone_volume("disk", "monday", "copy")
+    context.export_volume("copy", tmp_path / "copy.sock")
+    with FrontEnd(tmp_path / "copy.sock") as other:
+        other.setup()
+        assert other.request(IN, 0, read_bytes=len(before)) == (OK, before)
+        assert other.request(OUT, 0, after)[0] == OK
+    assert front_end.request(IN, 0, read_bytes=len(before)) == (OK, expected)
+
+
 def test_the_next_machine_waits_for_the_one_before(context: Context, front_end: FrontEnd, tmp_path: Path) -> None:
     """A second front end is served when the first has gone, and finds what that wrote."""
     assert front_end.request(OUT, 1, b"1" * 512)[0] == OK
