@@ -94,6 +94,8 @@ class MapLog:
             # Or what is behind a damaged record would count again once another stands in its place.
             if os.fstat(self._fd).st_size > self._length:
                 os.ftruncate(self._fd, self._length)
+            # Its writer may have died between barrier() and sync(): a barrier that was read is not a durable one.
+            os.fdatasync(self._fd)
             return [run for run in runs if run.kind != BARRIER]
         covered = (durable - HEADER_BYTES) // RECORD_BYTES
         believed = [run for run in runs[:covered] if run.kind != BARRIER]
@@ -195,6 +197,10 @@ class MapLog:
     def is_behind(self, covered: int) -> bool:
         """There are runs before ``covered`` that a power cut would take."""
         return covered > self._durable
+
+    @property
+    def is_empty(self) -> bool:
+        return self._claimed == HEADER_BYTES
 
     @property
     def claimed(self) -> int:

@@ -76,6 +76,18 @@ def test_after_another_boot_only_what_a_barrier_covers(
     assert opened(path) == RUNS[:1]
 
 
+def test_a_barrier_that_a_dead_process_left_is_synced(log: MapLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It died before the sync behind the barrier: who opens the map next takes it for durable only when it is."""
+    log.append(*RUNS[0])
+    log.barrier(log.claimed)
+    synced: list[str] = []
+    monkeypatch.setattr(maplog.os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    again = MapLog(path, 7, UUID)
+    again.open()
+    assert not again.is_behind(again.claimed)
+    assert synced == [str(path)]
+
+
 def test_of_a_sealed_layer_what_no_barrier_covers_is_nobodys(log: MapLog, path: Path) -> None:
     """Whichever boot it is; and the file stays as it is."""
     log.append(*RUNS[0])
