@@ -272,10 +272,11 @@ class Catalog:
                 self._database.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._database.execute
+                    self._database.execute("COMMIT")  # which may find the disk full, and then leaves it to us
                 except BaseException:
-                    self._database.execute("ROLLBACK")
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
                     raise
-                self._database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             number = errno.ENOSPC if "full" in str(error) else errno.EIO
             raise OSError(number, f"catalogue {self._path}: {error}") from None

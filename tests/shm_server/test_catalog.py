@@ -46,6 +46,19 @@ def test_a_newer_format_is_refused_by_number(tmp_path: Path) -> None:
         Catalog(path)
 
 
+def test_a_commit_that_fails_is_undone() -> None:
+    """And stands in nobody's way."""
+    catalog = Catalog(None)
+    catalog.select("PRAGMA foreign_keys=ON", ())
+    catalog.select("CREATE TABLE t (name REFERENCES volumes (name) DEFERRABLE INITIALLY DEFERRED)", ())
+    with pytest.raises(OSError, match="FOREIGN KEY"), catalog.transaction() as execute:
+        execute("INSERT INTO t VALUES ('nobody')")  # found out by COMMIT
+    catalog.begin_create(DEMO)
+    assert catalog.unfinished() == [DEMO]
+    assert catalog.select("SELECT * FROM t", ()) == []
+    catalog.close()
+
+
 def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
     """Each as it was put last; they go with their volume, too."""
     catalog = Catalog(tmp_path / "c.sqlite")
