@@ -151,6 +151,7 @@ class Snapshots:
             return self._lineage.chain(record.uuid)
 
         chain: list[LayerFile] = await self._manager.on_thread(put_on_top)
+        await self._look_again(record)  # it has them, even if the store can't get the new one now
         created_s = self._clock()
         await volume.change_store(lambda store: self._stores.push(store, chain))
         await volume.flush()
@@ -235,7 +236,7 @@ class Snapshots:
         log.info("layer %d is merged into layer %d", merge.upper.number, merge.lower.number)
         for volume in self._manager.open_volumes():
             self._stores.merged(volume.store, merge.upper.number, merge.lower.number)
-        for name, layers in self._manager.layers.items():
+        for name, layers in list(self._manager.layers.items()):  # a clone comes from a thread
             self._manager.layers[name] = [layer for layer in layers if layer.number != merge.upper.number]
 
     def _remove_garbage(self) -> None:

@@ -96,8 +96,11 @@ class FileStores:
         store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
         try:
             store.load()
-            actual = layers[-1].data.size_bytes()
-            if actual < size_bytes:
+            top = layers[-1]
+            actual = top.data.size_bytes()
+            if actual < size_bytes and top.is_empty:
+                top.data.resize(size_bytes)  # of a snapshot that failed half-way, before the volume grew
+            elif actual < size_bytes:
                 raise OSError(errno.EIO, f"the top layer of {name} has {actual} bytes, the volume has {size_bytes}")
             store.sync()  # as in open(): what was lost is reported here; and what a crash left in a map is durable
             redo.replay(store.write_bytes, store.sync, size_bytes)
@@ -113,16 +116,21 @@ class FileStores:
         create_files(layer, self._directory, size_bytes)
 
     def push(self, store: Store, chain: Chain) -> Store:
-        top = Layer(chain[-1], self._directory, self._open_layers, is_writable=True)
         if isinstance(store, LayeredStore):
-            store.push(top)
+            # More than the last, where a push() that failed has left an empty one that only the catalogue knows.
+            for file in chain[1 + store.index_of_top(chain) :]:
+                store.push(self._writable(file))
             return store
         assert isinstance(store, DescriptorStore)
         assert store.redo is not None
         base = Layer(chain[0], self._directory, self._open_layers, is_writable=True, data=store)
-        layered = LayeredStore([base, top], Owners(self._directory, self._map_cache), store.redo)
+        layers = [base, *(self._writable(file) for file in chain[1:])]
+        layered = LayeredStore(layers, Owners(self._directory, self._map_cache), store.redo)
         layered.load()
         return layered
+
+    def _writable(self, file: LayerFile) -> Layer:
+        return Layer(file, self._directory, self._open_layers, is_writable=True)
 
     def seal(self, store: Store) -> None:
         assert isinstance(store, LayeredStore)

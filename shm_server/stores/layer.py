@@ -63,6 +63,11 @@ class Layer:
         self.was_used = True
         return data
 
+    @property
+    def is_empty(self) -> bool:
+        """It is written, and nothing in it is its own yet."""
+        return self.log is not None and self.log.is_empty
+
     def throw_away(self) -> None:
         self._data = None
 

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after, views_until
+from shm_server.stores.base import INLINE_BYTES, Chain, Store, Views, copy_by_buffer, views_after, views_until
 from shm_server.stores.descriptor import MAX_INLINE_WRITE_BYTES, DescriptorStore, write_by_redo
 from shm_server.stores.layer import Layer
 from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
@@ -297,6 +297,10 @@ class LayeredStore:
         return self._top.dirty_bytes
 
     # The chain ------------------------------------------------------------------------------------------------------
+
+    def index_of_top(self, chain: Chain) -> int:
+        """Where our top is in ``chain``."""
+        return [file.number for file in chain].index(self._layers[-1].file.number)
 
     def push(self, layer: Layer) -> None:
         """A new, empty layer on top. Nothing else is under way but, perhaps, sync()."""

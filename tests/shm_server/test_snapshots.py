@@ -318,6 +318,45 @@ def test_a_merge_that_fails_leaves_everything(pool: Pool, volume: Volume, monkey
     assert pool.read(volume, 0, PAGE) == b"b" * PAGE
 
 
+@pytest.mark.parametrize("is_chain", [False, True])
+def test_a_snapshot_that_fails_half_way_costs_nothing(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, is_chain: bool
+) -> None:
+    """The new layer is in the catalogue, and the open store can't get it: what is written is there, the volume grows,
+    the next snapshot is whole, layers are merged, and it opens again."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, b"a" * PAGE)
+        if is_chain:
+            snapshot(pool, "first")
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.stores, "push", full)
+            with raises(errno.ENOSPC):
+                snapshot(pool, "s")
+        assert pool.manager.layers["demo"]
+        pool.write(volume, PAGE, b"b" * PAGE)
+        pool.run(pool.manager.resize("demo", 2 * SIZE))
+    with pool.volume("demo") as volume:  # opened anew
+        assert pool.read(volume, 0, 3 * PAGE) == b"a" * PAGE + b"b" * PAGE + bytes(PAGE)
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.stores, "push", full)
+            with raises(errno.ENOSPC):
+                snapshot(pool, "s")
+        snapshot(pool, "s")
+        pool.write(volume, 2 * SIZE - PAGE, b"c" * PAGE)
+        snapshot(pool, "t")
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+        assert isinstance(volume.store, LayeredStore)
+        for layer in volume.store._layers[:-1]:
+            layer.throw_away()  # nothing is read from files that are gone
+        assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
+        assert pool.read(volume, 2 * SIZE - PAGE, PAGE) == b"c" * PAGE
+
+
 def test_a_newer_map_is_refused(pool: Pool) -> None:
     """By name and number, and nothing is written."""
     snapshot(pool, "s")
