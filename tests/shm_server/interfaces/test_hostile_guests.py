@@ -69,6 +69,7 @@ def machines(server: ServerProcess, tmp_path: Path) -> Iterator[Machines]:
     made = Machines(server, tmp_path)
     yield made
     made.close()
+    assert "mistake of the server" not in server.log()
 
 
 def loses_its_device(front_end: FrontEnd) -> None:
