@@ -182,6 +182,8 @@ class Snapshots:
 
     def tidy(self) -> None:
         """Remove what nobody needs, merge what can be merged. What fails is tried again at the next start."""
+        if not self._stores.can_layer:
+            return  # a pool whose I/O is dropped for a measurement keeps its layers as they are
         self._must_tidy = True
         if not self._is_tidying:
             self._is_tidying = True

@@ -276,6 +276,24 @@ def test_without_snapshots_it_is_a_plain_store_again(pool: Pool) -> None:
     pool.run(pool.snapshots.rollback("demo", "again"))
 
 
+def test_a_measurement_without_io_leaves_layers_alone(tmp_path: Path) -> None:
+    """A pool that is opened with the null store merges nothing: it could not know what of it is durable."""
+    pool = Pool(tmp_path)
+    pool.run(pool.manager.create("demo", SIZE))
+    snapshot(pool, "s")
+    pool.snapshots._lineage.remove_snapshot(pool.manager.record("demo").uuid, "s")
+    pool.close()
+    before = sorted(path.name for path in (pool.directory / "volumes").iterdir())
+    other = Pool(pool.directory, "null")
+    other.settle()
+    assert sorted(path.name for path in (pool.directory / "volumes").iterdir()) == before
+    other.close()
+    again = Pool(pool.directory)
+    again.settle()
+    assert [path.name for path in (pool.directory / "volumes").iterdir()] == ["demo.raw"]
+    again.close()
+
+
 def test_who_wants_a_volume_does_not_wait_for_its_past(pool: Pool) -> None:
     """An open between two steps ends the copying, and nothing has happened."""
     with pool.volume("demo") as volume:
