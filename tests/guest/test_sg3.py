@@ -93,6 +93,10 @@ try swap_again sg_compare_and_write --in=/run/pair --lba=100 --num=1 --xferlen=1
 try copy sg_xcopy if=$sg of=$sg bs=512 skip=16 seek=5000 count=48
 of 5000 48 /run/read
 cmp /run/read /run/rest
+try sanitize sg_sanitize --block --quick --wait $disk
+of 5000 48 /run/read
+cmp -n 24576 /run/read /run/zeros
+try sanitized sg_get_lba_status --lba=0 $disk
 logout """
     + IQN
 )
@@ -133,6 +137,7 @@ def test_commands_and_pages(network: GuestNetwork, short_dir: Path, tmp_path: Pa
         assert "131072  deallocated" in said["hole"]
         assert "64  mapped" in said["mapped"]
         assert "16  deallocated" in said["unmapped"]
+        assert "131072  deallocated" in said["sanitized"]
         assert "LBA 0x1" in said["differs"]
         assert "byte offset: 0" in said["swap_again"]
         assert serve.stop() == 0
@@ -157,6 +162,11 @@ try preempt sg_persist --out --preempt --param-rk=0x456 --param-sark=0x456 --pro
 try preempt_abort sg_persist --out --preempt-abort --param-rk=0x456 --param-sark=0x456 --prout-type=5 $disk
 try preempted sg_persist --in --read-reservation $disk
 dd if=/run/data of=$disk bs=512 count=64 oflag=direct status=none
+other=iqn.2016-01.com.openvstorage:other,i,0x00023d000009
+try move sg_persist --out --register-move --param-rk=0x456 --param-sark=0x999 --transport-id=$other \\
+    --relative-target-port=1 $disk
+try moved sg_persist --in --read-reservation $disk
+try moved_to sg_persist --in --read-full-status $disk
 try clear sg_persist --out --clear --param-rk=0x456 $disk
 try cleared sg_persist --in --read-keys $disk
 logout """
@@ -186,6 +196,8 @@ def test_persistent_reservations(network: GuestNetwork, short_dir: Path, tmp_pat
             assert f"type: {name}" in said[f"held{number}"]
         assert "iSCSI world wide unique port id: iqn." in said["status"]
         assert "Write Exclusive, registrants only" in said["preempted"]
+        assert "Key=0x999" in said["moved"]
+        assert "openvstorage:other,i,0x00023d000009" in said["moved_to"]
         assert "NO registered reservation keys" in said["none"]
         assert "NO registered reservation keys" in said["cleared"]
         assert serve.stop() == 0
