@@ -369,7 +369,6 @@ SITES = [
     "file.py: FileStores.create, the directory",
     "file.py: FileStores.create, the file",
     "layer.py: create_files, the directory",
-    "layer.py: create_files, the file",
     "layer.py: remove_files, the directory",
     "layered.py: LayeredStore._sync_layers, the data",
     "layered.py: LayeredStore._sync_layers, the map",
@@ -386,6 +385,7 @@ SITES = [
 # others want two crashes, one behind the other (test_maplog.py, test_redo.py).
 SPARE = [
     "file.py: FileStores.open, the file",
+    "layer.py: create_files, the file",  # an empty layer that lost its size gets it at the next open
     "maplog.py: MapLog.open, the file",
     "redo.py: RedoFile._create, the file",
     "redo.py: RedoFile.replay, the record",
