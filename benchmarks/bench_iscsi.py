@@ -1,8 +1,8 @@
 """This target beside Debian's tgtd, in one run: the same clients, the same tmpfs, the same bytes, turn by turn.
 
-Each round runs every point on both, one right after the other, and the order of the two alternates. The result of a
-point is the median over the rounds; timings drift between runs, so only ratios inside one are worth anything.
-Before the first round every block of both disks holds random data; after each round a sample of both is read back and
+Each round starts both anew and runs every point on both, one right after the other; the order of the two alternates.
+The result of a point is the median over the rounds; timings drift between runs, so only ratios inside one are worth
+anything. Before a round every block of both disks holds random data; after it a sample of both is read back and
 compared. `serve` runs with its defaults: portal, state directory and volume are all that is given.
 
     make bench                       five rounds, about four minutes
@@ -22,7 +22,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +35,7 @@ from tests.interop.serving import Serve
 from tests.interop.tgtd import Tgtd, free_port
 
 TMPFS = Path("/dev/shm")
+LABELS = ("iscsi-ovs", "tgtd")
 SAMPLE_BYTES = 4 * KIB  # divides every block size, so that none lies half in what a writer wrote
 SAMPLES = 8
 
@@ -171,21 +173,44 @@ def compare_samples(disk: Disk, size_bytes: int, seed: int) -> None:
             raise AssertionError(f"{disk.label}: block {number} of {SAMPLE_BYTES} bytes is not what was written there")
 
 
-def measure(disks: Sequence[Disk], points: Sequence[Point], options: argparse.Namespace) -> Results:
-    """All rounds: per point and disk the list of its measures."""
-    results: Results = {point.name: {disk.label: [] for disk in disks} for point in points}
+def measure(points: Sequence[Point], options: argparse.Namespace) -> Results:
+    """All rounds: per point and contestant the list of its measures.
+
+    Each round has processes and files of its own: where these lie in memory is luck that lasts as long as they do, and
+    can halve what a contestant reaches at a point.
+    """
+    results: Results = {point.name: {label: [] for label in LABELS} for point in points}
     for round_number in range(options.rounds):
         started = time.monotonic()
-        for place, point in enumerate(points):
-            order = disks if (round_number + place) % 2 == 0 else list(reversed(disks))
-            for disk in order:
-                pattern = 1 + (round_number * len(points) + place) % 255
-                results[point.name][disk.label].append(disk.run(point, pattern, options.scale))
-        for disk in disks:
-            compare_samples(disk, options.size, seed=round_number)
+        with contestants(options, is_first=not round_number, points=points) as disks:
+            for place, point in enumerate(points):
+                order = disks if (round_number + place) % 2 == 0 else list(reversed(disks))
+                for disk in order:
+                    pattern = 1 + (round_number * len(points) + place) % 255
+                    results[point.name][disk.label].append(disk.run(point, pattern, options.scale))
+            for disk in disks:
+                compare_samples(disk, options.size, seed=round_number)
         took = time.monotonic() - started
         print(f"round {round_number + 1} of {options.rounds}: {took:.0f} s, samples compared", file=sys.stderr)
     return results
+
+
+@contextmanager
+def contestants(options: argparse.Namespace, *, is_first: bool, points: Sequence[Point]) -> Iterator[list[Disk]]:
+    """Both, freshly started, on files full of the same random bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="bench-", dir=TMPFS))
+    try:
+        path = prepare(directory, options.size)
+        ours = Serve(directory / "s", {"bench": str(options.size)})
+        theirs = Tgtd(f"127.0.0.1:{free_port()}", {"bench": path})
+        with ours, theirs:
+            disks = [Disk(label, each, each.url("bench")) for label, each in zip(LABELS, (ours, theirs), strict=True)]
+            initiators.upload(path, disks[0].url, timeout_s=120)
+            if is_first:
+                describe(disks, points, options)
+            yield disks
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 Results = dict[str, dict[str, list[Measure]]]
@@ -246,19 +271,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     points = [point for point in POINTS if options.only in point.name]
-    directory = Path(tempfile.mkdtemp(prefix="bench-", dir=TMPFS))
-    try:
-        path = prepare(directory, options.size)
-        ours = Serve(directory / "s", {"bench": str(options.size)})
-        theirs = Tgtd(f"127.0.0.1:{free_port()}", {"bench": path})
-        with ours, theirs:
-            disks = [Disk(label, each, each.url("bench")) for label, each in (("iscsi-ovs", ours), ("tgtd", theirs))]
-            initiators.upload(path, disks[0].url, timeout_s=120)
-            describe(disks, points, options)
-            results = measure(disks, points, options)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return conclude(results, points, options)
+    return conclude(measure(points, options), points, options)
 
 
 def describe(disks: Sequence[Disk], points: Sequence[Point], options: argparse.Namespace) -> None:
@@ -273,7 +286,7 @@ def describe(disks: Sequence[Disk], points: Sequence[Point], options: argparse.N
 
 def conclude(results: Results, points: Sequence[Point], options: argparse.Namespace) -> int:
     """The table, and which points miss the mark."""
-    labels = ("iscsi-ovs", "tgtd")
+    labels = LABELS
     head = ["point", *labels, "ratio", "CPU s/GiB", "tgtd CPU s/GiB"]
     print(report.table(head, rows_of(results, points, labels), markdown=options.markdown))
     print(f"\nmedians of {options.rounds} rounds on disks of {options.size // MIB} MiB in {TMPFS}")
