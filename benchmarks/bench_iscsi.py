@@ -5,7 +5,7 @@ The result of a point is the median over the rounds; timings drift between runs,
 anything. Before a round every block of both disks holds random data; after it a sample of both is read back and
 compared. `serve` runs with its defaults: portal, state directory and volume are all that is given.
 
-    make bench                       five rounds, about four minutes
+    make bench                       five rounds, about two and a half minutes
     make bench ARGS='--quick'        one short round
     python -m benchmarks.bench_iscsi --rounds 9 --markdown --json results.json --only read
 """
