@@ -17,12 +17,14 @@ import pytest
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.session.states import State
+from iscsi_ovs.target import Settings
 from iscsi_ovs.testing.initiator import Initiator, Received, Result, encode
 from shm_server.abi import control
 from tests.targets.house import BLOCK, IQN, OTHER_PORT, Client, House, info_of
 
 OTHER_NAME = "iqn.2016-01.com.openvstorage.testing:other"
 TEST_UNIT_READY = bytes(6)
+VICTIM = Settings().iqn("victim")
 
 
 class Peer(Initiator):
@@ -174,6 +176,22 @@ class Scene:
 def scene(**options: Any) -> Iterator[Scene]:
     """A scene, with what every case claims checked at its end."""
     made = Scene(**options)
+    yield made
+    made.others_go_on()
+    made.end()
+
+
+def with_a_victim() -> Iterator[Scene]:
+    """For a fixture: the bad peer is logged in to a disk of its own, another unit than the good one's."""
+    made = Scene()
+    made.serve("victim")
+    peer = made.peer
+    peer.login(VICTIM)
+    made.house.run()
+    assert peer.is_logged_in
+    made.bad.attentions()
+    peer.is_wild = True
+    made.says()
     yield made
     made.others_go_on()
     made.end()

@@ -12,28 +12,15 @@ import pytest
 
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.commands import OPERATIONS
-from iscsi_ovs.target import Settings
-from tests.corpus.scene import NEITHER, READ, TAG, WRITE, Peer, Scene, command, sense
+from tests.corpus.scene import NEITHER, READ, TAG, WRITE, Peer, Scene, command, sense, with_a_victim
 
-VICTIM = Settings().iqn("victim")
 SEED = 20160101
 
 
 @pytest.fixture
 def it() -> Iterator[Scene]:
     """A scene in which the bad peer is logged in to another target than the good one."""
-    made = Scene()
-    made.serve("victim")
-    peer = made.peer
-    peer.login(VICTIM)
-    made.house.run()
-    assert peer.is_logged_in
-    made.bad.attentions()
-    peer.is_wild = True
-    made.says()
-    yield made
-    made.others_go_on()
-    made.end()
+    yield from with_a_victim()
 
 
 def outcome(it: Scene, data: bytes, tag: int = TAG) -> tuple[int, tuple[int, int, int] | None, bytes]:

@@ -12,12 +12,10 @@ import pytest
 
 from iscsi_ovs import scsi
 from iscsi_ovs.commands import vpd
-from iscsi_ovs.target import Settings
-from tests.corpus.scene import Scene
+from tests.corpus.scene import Scene, with_a_victim
 from tests.corpus.test_cdbs import ask, give
 from tests.targets.house import BLOCK
 
-VICTIM = Settings().iqn("victim")
 Code = tuple[int, int, int]
 
 PARAMETER_LIST_LENGTH: Code = (0x5, 0x1A, 0x00)
@@ -29,18 +27,7 @@ NOT_REACHABLE: Code = (0xA, 0x0D, 0x02)
 @pytest.fixture
 def it() -> Iterator[Scene]:
     """The bad peer has a disk of its own; the good one's is another unit of the same process."""
-    made = Scene()
-    made.serve("victim")
-    peer = made.peer
-    peer.login(VICTIM)
-    made.house.run()
-    assert peer.is_logged_in
-    made.bad.attentions()
-    peer.is_wild = True
-    made.says()
-    yield made
-    made.others_go_on()
-    made.end()
+    yield from with_a_victim()
 
 
 def images(it: Scene) -> dict[str, bytes]:

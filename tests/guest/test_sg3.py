@@ -102,45 +102,52 @@ logout """
 )
 
 
-def test_commands_and_pages(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
-    """Every tool finds what it asks for; data commands do to the disk what they say, read back by the kernel."""
+def said_by(
+    script: str, network: GuestNetwork, short_dir: Path, directory: Path
+) -> tuple[dict[str, str], dict[str, int]]:
+    """What the tools of a script printed, and the exit codes of those that did not succeed."""
     require_tool("sg_inq", "sg3-utils")
     with serve_in(network, short_dir, "64M") as serve:
-        guest = Guest(network, tmp_path)
-        result = guest.run(COMMANDS, timeout_s=90)
+        guest = Guest(network, directory)
+        result = guest.run(script, timeout_s=90)
         passed(result, guest, serve)
-        said = result.values
-        codes = {name[:-5]: int(code) for name, code in said.items() if name.endswith(".code")}
-        assert {name: code for name, code in codes.items() if code} == {
-            "differs": MISCOMPARE,
-            "swap_again": MISCOMPARE,
-        }
-        assert "SHM VOLUME" in said["inquiry"]
-        for page in ("[sv]", "[sn]", "[di]", "[ei]", "[mpp]", "[sp]", "[tpc]", "[bl]", "[bdc]", "[lbpv]"):
-            assert page in said["pages"]
-        assert "naa.3" in said["pages"]
-        for name in ("Write(16)", "Compare and write", "Orwrite(16)", "Extended copy(LID1)", "Unmap", "Verify(12)"):
-            assert name in said["opcodes"]
-        for name in ("Abort task set", "Logical unit reset", "Query task", "I_T nexus reset"):
-            assert name in said["functions"]
-        assert "1 lun entry" in said["luns"]
-        assert "c101000000000000" in said["well_known"]
-        assert "active/optimized" in said["groups"]
-        assert "lbpme=1, lbprz=1" in said["capacity"]
-        assert "Number of logical blocks=131072" in said["capacity"]
-        assert "Control" in said["modes"]
-        assert "Informational Exceptions" in said["logs"]
-        assert "Used LBA mapping threshold resource count: 0" in said["usage"]
-        assert "100000000" in said["other_time"]
-        assert said["time"] != said["other_time"]
-        assert "WP=1" in said["protected"]
-        assert "131072  deallocated" in said["hole"]
-        assert "64  mapped" in said["mapped"]
-        assert "16  deallocated" in said["unmapped"]
-        assert "131072  deallocated" in said["sanitized"]
-        assert "LBA 0x1" in said["differs"]
-        assert "byte offset: 0" in said["swap_again"]
         assert serve.stop() == 0
+    codes = {name[:-5]: int(code) for name, code in result.values.items() if name.endswith(".code")}
+    return result.values, {name: code for name, code in codes.items() if code}
+
+
+def test_commands_and_pages(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
+    """Every tool finds what it asks for; data commands do to the disk what they say, read back by the kernel."""
+    said, codes = said_by(COMMANDS, network, short_dir, tmp_path)
+    assert codes == {
+        "differs": MISCOMPARE,
+        "swap_again": MISCOMPARE,
+    }
+    assert "SHM VOLUME" in said["inquiry"]
+    for page in ("[sv]", "[sn]", "[di]", "[ei]", "[mpp]", "[sp]", "[tpc]", "[bl]", "[bdc]", "[lbpv]"):
+        assert page in said["pages"]
+    assert "naa.3" in said["pages"]
+    for name in ("Write(16)", "Compare and write", "Orwrite(16)", "Extended copy(LID1)", "Unmap", "Verify(12)"):
+        assert name in said["opcodes"]
+    for name in ("Abort task set", "Logical unit reset", "Query task", "I_T nexus reset"):
+        assert name in said["functions"]
+    assert "1 lun entry" in said["luns"]
+    assert "c101000000000000" in said["well_known"]
+    assert "active/optimized" in said["groups"]
+    assert "lbpme=1, lbprz=1" in said["capacity"]
+    assert "Number of logical blocks=131072" in said["capacity"]
+    assert "Control" in said["modes"]
+    assert "Informational Exceptions" in said["logs"]
+    assert "Used LBA mapping threshold resource count: 0" in said["usage"]
+    assert "100000000" in said["other_time"]
+    assert said["time"] != said["other_time"]
+    assert "WP=1" in said["protected"]
+    assert "131072  deallocated" in said["hole"]
+    assert "64  mapped" in said["mapped"]
+    assert "16  deallocated" in said["unmapped"]
+    assert "131072  deallocated" in said["sanitized"]
+    assert "LBA 0x1" in said["differs"]
+    assert "byte offset: 0" in said["swap_again"]
 
 
 RESERVATIONS = (
@@ -184,20 +191,13 @@ TYPES = {
 
 def test_persistent_reservations(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
     """sg_persist takes every action and type through; a wrong key is a conflict, a clear leaves nothing."""
-    require_tool("sg_persist", "sg3-utils")
-    with serve_in(network, short_dir, "64M") as serve:
-        guest = Guest(network, tmp_path)
-        result = guest.run(RESERVATIONS, timeout_s=90)
-        passed(result, guest, serve)
-        said = result.values
-        codes = {name[:-5]: int(code) for name, code in said.items() if name.endswith(".code")}
-        assert {name: code for name, code in codes.items() if code} == {"wrong": RESERVATION_CONFLICT}
-        for number, name in TYPES.items():
-            assert f"type: {name}" in said[f"held{number}"]
-        assert "iSCSI world wide unique port id: iqn." in said["status"]
-        assert "Write Exclusive, registrants only" in said["preempted"]
-        assert "Key=0x999" in said["moved"]
-        assert "openvstorage:other,i,0x00023d000009" in said["moved_to"]
-        assert "NO registered reservation keys" in said["none"]
-        assert "NO registered reservation keys" in said["cleared"]
-        assert serve.stop() == 0
+    said, codes = said_by(RESERVATIONS, network, short_dir, tmp_path)
+    assert codes == {"wrong": RESERVATION_CONFLICT}
+    for number, name in TYPES.items():
+        assert f"type: {name}" in said[f"held{number}"]
+    assert "iSCSI world wide unique port id: iqn." in said["status"]
+    assert "Write Exclusive, registrants only" in said["preempted"]
+    assert "Key=0x999" in said["moved"]
+    assert "openvstorage:other,i,0x00023d000009" in said["moved_to"]
+    assert "NO registered reservation keys" in said["none"]
+    assert "NO registered reservation keys" in said["cleared"]
