@@ -30,6 +30,7 @@ from iscsi_ovs import paths
 from iscsi_ovs.storage.buffers import Buffer, BufferAllocator
 from iscsi_ovs.storage.device import DeviceHandle
 from iscsi_ovs.storage.errnos import os_error
+from iscsi_ovs.storage.link import OnProgress
 from iscsi_ovs.storage.service import DEFAULT_SEGMENT_BYTES, Service
 from iscsi_ovs.storage.volume import AioCompletion, Volume, VolumeStat
 from shm_server.abi import control
@@ -66,7 +67,7 @@ class Context:
     ``socket_path``, or ``state_dir`` as a server was given it, or the default of CONTRACTS 11 (iscsi_ovs.paths).
     ``segment_bytes`` is a wish; ``words`` say who we are to people who look at what holds a volume.
     ``on_event`` gets the server's events on volumes that are open here; they are acknowledged when it returns.
-    ``answer_limit_s``: a server that has not answered a request of management by then gives ETIMEDOUT.
+    ``answer_limit_s``: a server that is silent for so long after a request of management gives ETIMEDOUT.
     Raises ENOENT or ECONNREFUSED, naming the socket, where no server listens.
     """
 
@@ -245,9 +246,9 @@ class Context:
         """Replace version ``version``; returns the new one, durable. ESTALE: it has another one; E2BIG; ENOENT."""
         return self._call(control.PutRecord(0, name, record, version, data), control.Record).version
 
-    def _call(self, message: control.Request, kind: type[_M]) -> _M:
+    def _call(self, message: control.Request, kind: type[_M], on_progress: OnProgress | None = None) -> _M:
         self._check_connected()
-        answer = self._service.call(message, self._answer_limit_s)
+        answer = self._service.call(message, self._answer_limit_s, on_progress)
         if not isinstance(answer, kind):
             raise OSError(errno.EPROTO, f"the volume server answered with {type(answer).__name__}")
         return answer

@@ -19,6 +19,7 @@ from shm_server.abi import control, layout, segment
 from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
+from shm_server.progress import Progress
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.snapshots import Snapshots
@@ -64,6 +65,7 @@ class Requests:
         self._attach_refusal = attach_refusal
         self._segment_lane = Lane(1)
         self._zombies: set[Client] = set()
+        self.is_stopping = False  # long requests end between two steps
         self.sanitizer: Sanitizer  # the same
         self.exports: Exports  # the same
         self.snapshots: Snapshots  # the same
@@ -376,6 +378,16 @@ class Requests:
     ) -> None:
         for client in list(clients):
             self._event(client, lambda sequence: event(sequence, info))
+
+    def _progress(self, client: Client, request: control.Request) -> Progress:
+        """To tell the client how far a request of its has come."""
+        assert not isinstance(request, control.Ack)
+        number = request.id
+        return Progress(
+            self._runtime.clock,
+            lambda done, total: self._event(client, lambda sequence: control.Progressed(sequence, number, done, total)),
+            lambda: not (client.is_closed or client.is_closing or self.is_stopping),
+        )
 
     def _event(
         self, client: Client, make: Callable[[int], control.Event], acknowledged: Wait[None] | None = None

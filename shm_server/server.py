@@ -162,6 +162,7 @@ class Server:
     def _shut_down(self) -> None:
         self.unwatch(self._listener.fileno())
         self._listener.close()
+        self._requests.is_stopping = True
         deadline = time.monotonic() + DRAIN_LIMIT_S
         while self._in_flight() and time.monotonic() < deadline:
             self._publish()

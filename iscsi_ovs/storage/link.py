@@ -23,6 +23,7 @@ from shm_server.abi import control
 
 Answer: TypeAlias = "control.Reply | OSError"
 Callback: TypeAlias = Callable[[Answer], None]
+OnProgress: TypeAlias = Callable[[int, int], object]  # done, total
 
 OUTSTANDING_LIMIT = 4096  # requests without a reply
 MAX_RECEIVES = 32  # turns of 64 KiB in one ready(): events must not hold the loop
@@ -44,6 +45,7 @@ class ControlLink:
         self._reader = control.AnswerReader()
         self._output = bytearray()
         self._callbacks: dict[int, Callback] = {}
+        self._on_progress: dict[int, OnProgress] = {}
         self._next_id = 1
         self._descriptors: list[int] = []
         self.dead: OSError | None = None
@@ -72,8 +74,9 @@ class ControlLink:
 
     # Talking -----------------------------------------------------------------------------------------------------
 
-    def request(self, message: control.Request, callback: Callback) -> int:
+    def request(self, message: control.Request, callback: Callback, on_progress: OnProgress | None = None) -> int:
         """Send a request; ``callback`` gets its reply or an OSError, from ready(). Its id is given here and returned.
+        ``on_progress`` is told how far it has come, where it is one that takes long.
 
         Raises OSError only where the link is dead already, or OUTSTANDING_LIMIT is reached (EAGAIN).
         """
@@ -84,6 +87,8 @@ class ControlLink:
         number = self._next_id
         self._next_id += 1
         self._callbacks[number] = callback
+        if on_progress is not None:
+            self._on_progress[number] = on_progress
         self._send(control.encode(msgspec.structs.replace(message, id=number)))
         return number
 
@@ -92,17 +97,29 @@ class ControlLink:
         if self.dead is None:
             self._send(control.encode(control.Ack(event.sequence)))
 
-    def call(self, message: control.Request, timeout_s: float | None = None) -> control.Reply:
-        """Send a request and block until its reply. OSError: the server's errno, the link's, or ETIMEDOUT."""
+    def call(
+        self, message: control.Request, timeout_s: float | None = None, on_progress: OnProgress | None = None
+    ) -> control.Reply:
+        """Send a request and block until its reply. OSError: the server's errno, the link's, or ETIMEDOUT: it was
+        silent for so long."""
         answers: list[Answer] = []
-        number = self.request(message, answers.append)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+        def progressed(done: int, total: int) -> None:
+            nonlocal deadline
+            if timeout_s is not None:
+                deadline = time.monotonic() + timeout_s
+            if on_progress is not None:
+                on_progress(done, total)
+
+        number = self.request(message, answers.append, progressed)
         poller = select.poll()
         while not answers:
             left_ms = None if deadline is None else max(0.0, (deadline - time.monotonic()) * 1000)
             poller.register(self.fileno(), select.POLLIN | (select.POLLOUT if self._output else 0))
             if not poller.poll(left_ms):
                 self._callbacks[number] = _forget
+                self._on_progress.pop(number)
                 raise OSError(errno.ETIMEDOUT, f"the volume server did not answer {type(message).__name__} in time")
             self.ready()
         if isinstance(answers[0], OSError):
@@ -151,6 +168,10 @@ class ControlLink:
                 return
 
     def _handle(self, message: control.Reply | control.Event) -> None:
+        if isinstance(message, control.Progressed):
+            if (on_progress := self._on_progress.get(message.id)) is not None:
+                on_progress(message.done, message.total)
+            return
         if isinstance(message, control.Event):
             self._on_event(message)
             return
@@ -158,6 +179,7 @@ class ControlLink:
             self.die(OSError(message.errno, message.message))
             return
         callback = self._callbacks.pop(message.id, None)
+        self._on_progress.pop(message.id, None)
         if callback is None:
             self.die(OSError(errno.EPROTO, f"the volume server replied to request {message.id}, which nobody made"))
         elif isinstance(message, control.Failed):
@@ -195,6 +217,7 @@ class ControlLink:
             return
         self.dead = error
         callbacks, self._callbacks = self._callbacks, {}
+        self._on_progress.clear()
         for callback in callbacks.values():
             callback(error)
         self._on_dead(error)
@@ -204,6 +227,7 @@ class ControlLink:
         if self.dead is None:
             self.dead = OSError(errno.ENOTCONN, "the link to the volume server was closed")
         self._callbacks.clear()
+        self._on_progress.clear()
         self._output.clear()
         for descriptor in self.take_descriptors():
             os.close(descriptor)

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from iscsi_ovs.storage.attachment import Attachment
 from iscsi_ovs.storage.device import DeviceHandle
-from iscsi_ovs.storage.link import Answer, Callback, ControlLink
+from iscsi_ovs.storage.link import Answer, Callback, ControlLink, OnProgress
 from iscsi_ovs.storage.queue import Mistake, RingQueue
 from iscsi_ovs.storage.slots import SlotPool
 from shm_server.abi import control, layout
@@ -272,11 +272,13 @@ class Service:
         except OSError as error:
             self._later.append(partial(callback, error))
 
-    def call(self, message: control.Request, timeout_s: float | None = None) -> control.Reply:
+    def call(
+        self, message: control.Request, timeout_s: float | None = None, on_progress: OnProgress | None = None
+    ) -> control.Reply:
         """The same, blocking: for the library's management calls."""
         if self._link is None:
             raise OSError(errno.ENOTCONN, "not connected to a volume server")
-        return self._link.call(message, timeout_s)
+        return self._link.call(message, timeout_s, on_progress)
 
     def ack(self, event: control.Event) -> None:
         """We have acted on an event; whoever waits for that in the server goes on."""

@@ -386,6 +386,16 @@ class ReleaseRequested(Message, frozen=True):
     uuid: str
 
 
+class Progressed(Message, frozen=True):
+    """How far your own request ``id`` has come, now and then until its reply; in what is the request's affair. No Ack
+    is waited for. Whoever leaves before the reply ends the work, unless the request says otherwise."""
+
+    sequence: int
+    id: int
+    done: int
+    total: int
+
+
 Request: TypeAlias = (
     Hello
     | Attach
@@ -411,7 +421,9 @@ Request: TypeAlias = (
     | Subscribe
     | Ack
 )
-Event: TypeAlias = VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested
+Event: TypeAlias = (
+    VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested | Progressed
+)
 Reply: TypeAlias = (
     Welcome | Attached | Opened | Volume | Record | Volumes | Snapshot | Snapshots | Handles | Done | Failed
 )

@@ -6,6 +6,7 @@ import errno
 import gc
 import random
 import struct
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -487,3 +488,54 @@ def test_a_handshake_that_fails_is_told_by_on_lost(
     pair.until(lambda: pair.lost)
     assert pair.lost[0].errno == number
     assert not pair.attached
+
+
+def test_progress_goes_to_who_asked(short_dir: Path) -> None:
+    """A blocking call hears how far its own request has come, in order; another request's progress, and one's that has
+    its reply, goes nowhere and harms nothing."""
+    fake = FakeServer(short_dir / "server.sock")
+    told: list[tuple[int, int]] = []
+    answer = fake.answer_control
+
+    def answer_slowly(request: control.Request) -> None:
+        if isinstance(request, control.List):
+            for number, done in ((request.id, 1), (request.id + 1, 7), (request.id, 2)):
+                fake.send(control.Progressed(0, number, done, 2))
+        answer(request)
+        if isinstance(request, control.List):
+            fake.send(control.Progressed(0, request.id, 3, 3))
+
+    fake.answer_control = answer_slowly
+    service = Service(str(fake.path), management_only=True)
+    service.connect()
+    with fake.running():
+        for _ in range(2):
+            service.call(control.List(0), 10, lambda *state: told.append(state))
+            assert service.is_connected
+    assert told == [(1, 2), (2, 2)] * 2
+    service.close()
+    fake.close()
+
+
+def test_silence_is_what_a_call_does_not_wait_for(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a call may take begins anew with each word of progress, whether or not somebody listens to it."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    fake = FakeServer(short_dir / "server.sock")
+    answer = fake.answer_control
+
+    def answer_slowly(request: control.Request) -> None:
+        nonlocal now
+        if isinstance(request, control.List):
+            for done in range(10):
+                now += 8.0
+                fake.send(control.Progressed(0, request.id, done, 10))
+        answer(request)
+
+    fake.answer_control = answer_slowly
+    service = Service(str(fake.path), management_only=True)
+    service.connect()
+    with fake.running():
+        service.call(control.List(0), 10.0)
+    service.close()
+    fake.close()
