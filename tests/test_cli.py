@@ -218,7 +218,10 @@ def test_a_socket_path_that_is_too_long(short_dir: Path) -> None:
 def test_a_server_that_does_not_answer(short_dir: Path) -> None:
     """Exit code 5 when its time is over, for every command, and not a hang."""
     (short_dir / "run").mkdir()
-    script = "import sys; from iscsi_ovs import cli; cli.ANSWER_LIMIT_S = 0.1; sys.argv[0] = 'iscsi-ovs'; cli.main()"
+    script = (
+        "import sys; from iscsi_ovs.cli import main, shared; "
+        "shared.ANSWER_LIMIT_S = 0.1; sys.argv[0] = 'iscsi-ovs'; main()"
+    )
     for name in ("shm.sock", "target.sock"):
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.bind(str(short_dir / "run" / name))
@@ -464,7 +467,7 @@ def test_as_many_connections_as_are_promised(hard: int, raised: int) -> None:
     """A target asks for a descriptor for each, as far as it may have them, and says where it may not."""
     script = (
         f"import logging, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, {hard}));"
-        "from iscsi_ovs import cli; logging.basicConfig(); cli._raise_descriptor_limit();"
+        "from iscsi_ovs import cli; logging.basicConfig(); cli.target._raise_descriptor_limit();"
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -1,0 +1,160 @@
+"""``iscsi-ovs volume``: volumes of a running server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iscsi_ovs import config
+from iscsi_ovs.cli import shared
+
+if TYPE_CHECKING:
+    from iscsi_ovs.shm_client import VolumeStat
+
+
+@click.group()
+def volume() -> None:
+    """Create, list, grow and remove volumes of a running server."""
+
+
+def _row(found: VolumeStat) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "size_bytes": found.size_bytes,
+        "allocated_bytes": found.allocated_bytes,
+        "uuid": found.uuid,
+        "held": found.held,
+        "failed": found.failed,
+    }
+
+
+def _print(rows: list[dict[str, Any]], output: str) -> None:
+
+    if output == "json":
+        shared.print_json(rows)
+        return
+    lines = [("NAME", "SIZE", "ALLOCATED", "UUID", "HELD BY")]
+    for row in rows:
+        lines.append(
+            (
+                row["name"],
+                config.format_size(row["size_bytes"]),
+                config.format_size(row["allocated_bytes"]),
+                row["uuid"],
+                ("failed; " if row["failed"] else "") + (row["held"] or "-"),
+            )
+        )
+    shared.print_columns(lines)
+
+
+@volume.command("create")
+@click.argument("name")
+@click.argument("size")
+@shared.state_dir_option
+def volume_create(name: str, size: str, state_dir: Path | None) -> None:
+    """Create the thin volume NAME of SIZE (10G, 512M, bytes)."""
+    size_bytes = config.parse_size(size)
+    with shared.context(state_dir) as context:
+        context.create_volume(name, size_bytes)
+
+
+@volume.command("list")
+@shared.output_option
+@shared.state_dir_option
+def volume_list(output: str, state_dir: Path | None) -> None:
+    """Every volume."""
+    with shared.context(state_dir) as context:
+        rows = [_row(found) for found in context.list_volumes()]
+    _print(rows, output)
+
+
+@volume.command("show")
+@click.argument("name")
+@shared.output_option
+@shared.state_dir_option
+def volume_show(name: str, output: str, state_dir: Path | None) -> None:
+    """The volume NAME, and who has it open."""
+    import msgspec
+
+    with shared.context(state_dir) as context:
+        row = _row(context.stat_volume(name))
+        handles = [handle for handle in context.list_handles() if handle.volume == name]
+    if output == "json":
+        row["handles"] = [msgspec.to_builtins(handle) for handle in handles]
+        shared.print_json(row)
+        return
+    for key, value in row.items():
+        click.echo(f"{key}: {'-' if value is None else value}")
+    for handle in handles:
+        click.echo(
+            f"handle {handle.handle}: {handle.words}, {handle.access}, "
+            f"read {handle.read_bytes} bytes, written {handle.written_bytes} bytes"
+        )
+
+
+@volume.command("resize")
+@click.argument("name")
+@click.argument("size")
+@shared.state_dir_option
+def volume_resize(name: str, size: str, state_dir: Path | None) -> None:
+    """Grow the volume NAME to SIZE; initiators that have it learn of it."""
+    size_bytes = config.parse_size(size)
+    with shared.context(state_dir) as context:
+        context.truncate_volume(name, size_bytes)
+
+
+@volume.command("export")
+@click.argument("name")
+@click.option(
+    "--vhost-user",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Listen on this Unix socket for a virtual machine (vhost-user-blk).",
+)
+@click.option("--read-only", is_flag=True, help="Let the machine read only; others may write meanwhile.")
+@shared.state_dir_option
+def volume_export(name: str, path: Path, read_only: bool, state_dir: Path | None) -> None:
+    """Serve the volume NAME to a virtual machine as its disk, and print how to start that.
+
+    Returns once the socket listens. The export holds the volume, and ends with "unexport" or with the volume server;
+    one that shall always be there stands in vpool.json.
+    """
+    from iscsi_ovs.machines import explain
+
+    with shared.context(state_dir) as context:
+        context.export_volume(name, path.absolute(), read_only=read_only)
+    click.echo(explain(name, str(path.absolute())))
+
+
+@volume.command("unexport")
+@click.argument("name")
+@shared.state_dir_option
+def volume_unexport(name: str, state_dir: Path | None) -> None:
+    """End what "export" began; a machine that runs on it loses its disk."""
+    with shared.context(state_dir) as context:
+        context.unexport_volume(name)
+
+
+@volume.command("remove")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Log out whoever has it.")
+@shared.state_dir_option
+def volume_remove(name: str, force: bool, state_dir: Path | None) -> None:
+    """Remove the volume NAME and all that is on it."""
+    with shared.context(state_dir) as context:
+        context.remove_volume(name, force=force)
+
+
+@volume.command("clone")
+@click.argument("name")
+@click.argument("snapshot_name", metavar="SNAPSHOT")
+@click.argument("new")
+@shared.state_dir_option
+def volume_clone(name: str, snapshot_name: str, new: str, state_dir: Path | None) -> None:
+    """Create the volume NEW as SNAPSHOT of the volume NAME is; they share their space."""
+    with shared.context(state_dir) as context:
+        context.clone_volume(name, snapshot_name, new)
