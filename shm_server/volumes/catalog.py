@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from shm_server.volumes.sanitizing import Sanitizing
 
@@ -98,16 +98,30 @@ class Versioned(NamedTuple):
     data: bytes
 
 
+class Database(Protocol):
+    """What a catalogue needs of a connection, and sqlite3's has; errors are sqlite3.DatabaseError."""
+
+    @property
+    def in_transaction(self) -> bool: ...
+
+    def execute(self, query: str, values: Sequence[Any] = ..., /) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+def connect(path: str) -> Database:
+    """Transactions are begun and ended by hand; threads take turns by a lock."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
 class Catalog:
     """One at a time on a pool (the pool is locked). Calls may come from any threads: each waits for the one before."""
 
-    def __init__(self, path: Path | None) -> None:
-        """``path`` None: in memory, for stores that die with the process."""
+    def __init__(self, path: Path | None, connect: Callable[[str], Database] = connect) -> None:
+        """``path`` None: in memory, for stores that die with the process. ``connect``: another way to SQLite."""
         self._path = path
         self._lock = threading.Lock()  # a transaction each, so nobody waits for more than a commit
-        self._database = sqlite3.connect(
-            ":memory:" if path is None else str(path), isolation_level=None, check_same_thread=False
-        )
+        self._database = connect(":memory:" if path is None else str(path))
         try:
             self._prepare()
         except sqlite3.DatabaseError as error:
@@ -260,12 +274,13 @@ class Catalog:
         """Rows, for the rooms that keep tables of their own here (lineage.py)."""
         try:
             with self._lock:
-                return self._database.execute(query, values).fetchall()
+                rows: list[tuple[Any, ...]] = self._database.execute(query, values).fetchall()
+                return rows
         except sqlite3.DatabaseError as error:
             raise OSError(errno.EIO, f"catalogue {self._path}: {error}") from None
 
     @contextmanager
-    def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+    def transaction(self) -> Iterator[Callable[..., Any]]:
         """All of it or, where anything raises, nothing; durable at the end."""
         try:
             with self._lock:
