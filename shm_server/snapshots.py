@@ -237,7 +237,7 @@ class Snapshots:
             return
         log.info("layer %d is merged into layer %d", merge.upper.number, merge.lower.number)
         for volume in self._manager.open_volumes():
-            self._stores.merged(volume.store, merge.upper.number, merge.lower.number)
+            self._stores.merged(volume.store, merge.upper.number)
         for name, layers in list(self._manager.layers.items()):  # a clone comes from a thread
             self._manager.layers[name] = [layer for layer in layers if layer.number != merge.upper.number]
 

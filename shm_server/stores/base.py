@@ -157,8 +157,8 @@ class Stores(Protocol):
         """Copy what the upper has into the lower, in steps; durable at the end. Nobody may see the lower directly."""
         ...
 
-    def merged(self, store: Store, upper: int, lower: int) -> None:
-        """What the open store has of the layer ``upper`` it finds in ``lower`` from now on."""
+    def merged(self, store: Store, upper: int) -> None:
+        """What the open store has of the layer ``upper`` it finds in the one below from now on."""
         ...
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
@@ -192,7 +192,7 @@ class WithoutLayers:
     def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
         raise no_layers()
 
-    def merged(self, store: Store, upper: int, lower: int) -> None:
+    def merged(self, store: Store, upper: int) -> None:
         raise no_layers()
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:

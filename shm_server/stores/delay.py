@@ -173,8 +173,8 @@ class DelayStores:
     def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
         return self._stores.merge(upper, lower)
 
-    def merged(self, store: Store, upper: int, lower: int) -> None:
-        self._stores.merged(store.inner if isinstance(store, DelayStore) else store, upper, lower)
+    def merged(self, store: Store, upper: int) -> None:
+        self._stores.merged(store.inner if isinstance(store, DelayStore) else store, upper)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         self._stores.remove_layers(layers)

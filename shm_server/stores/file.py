@@ -139,9 +139,9 @@ class FileStores:
     def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
         return merge(upper, lower, self._directory)
 
-    def merged(self, store: Store, upper: int, lower: int) -> None:
+    def merged(self, store: Store, upper: int) -> None:
         assert isinstance(store, LayeredStore)
-        store.replace(upper, lower)
+        store.replace(upper)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         remove_files(layers, self._directory)

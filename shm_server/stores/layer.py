@@ -64,6 +64,11 @@ class Layer:
         return data
 
     @property
+    def reader(self) -> DescriptorStore:
+        """What its pages are read through."""
+        return self.data
+
+    @property
     def is_empty(self) -> bool:
         """It is written, and nothing in it is its own yet."""
         return self.log is not None and self.log.is_empty

@@ -22,10 +22,9 @@ from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
 from shm_server.stores.owners import ZERO as NOBODY
 from shm_server.stores.owners import Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
+from shm_server.stores.stack import BASE, Stack
 
 WRITE_STEP_BYTES = INLINE_BYTES  # claimed at once
-BASE = 0  # the base's number among the owners
-
 _zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
 
 Piece = tuple[int, int, int]  # owner, offset, length in bytes
@@ -41,23 +40,23 @@ class LayeredStore:
     is_sync_instant = False  # and so may the barrier
 
     def __init__(self, layers: Sequence[Layer], owners: Owners, redo: RedoFile) -> None:
-        self._layers = list(layers)
+        self.stack = Stack(layers)
         self._owners = owners
         self._redo = redo
-        self._base_bytes = self._layers[0].data.size_bytes()  # it has been sealed, or no page of it is written any more
+        self._base_bytes = self.stack.base.data.size_bytes()  # it has been sealed, or no page of it is written any more
         self._lock = threading.Lock()  # who claims pages, or takes them from the layers below
-        self._unsealed = [layer for layer in self._layers if layer.is_writable]
+        self._unsealed = [layer for layer in layers if layer.is_writable]
         self._look_at_top()
 
     def _look_at_top(self) -> None:
-        self._top_number = len(self._layers) - 1
-        self._top = self._layers[-1].data
+        self._top_number = self.stack.top_number
+        self._top = self.stack.top.data
 
     def load(self) -> None:
         """Resolve who owns what, from the layers' maps: before anything else."""
-        for number, layer in enumerate(self._layers):
+        for layer in self.stack.all_layers():
             for kind, first, count in _joined(layer.runs()):
-                self._owners.set(first, count, number if kind == DATA else NOBODY)
+                self._owners.set(first, count, layer.file.number if kind == DATA else NOBODY)
 
     # Reading --------------------------------------------------------------------------------------------------------
 
@@ -78,7 +77,7 @@ class LayeredStore:
     def _read_piece_now(self, owner: int, views: Views, offset: int) -> int:
         if owner == NOBODY:
             return os.preadv(_zeros, views, 0)
-        return self._layers[owner].data.read_now(views, offset)
+        return self.stack[owner].reader.read_now(views, offset)
 
     def read(self, views: Views, offset: int) -> int:
         total = sum(map(len, views))
@@ -90,7 +89,7 @@ class LayeredStore:
             if owner == NOBODY:
                 _read_zeros(piece, length)
             else:
-                self._layers[owner].data.read(piece, at)
+                self.stack[owner].reader.read(piece, at)
             done += length
         return total
 
@@ -121,7 +120,7 @@ class LayeredStore:
                 if owner == NOBODY:
                     is_data, run = False, piece_length
                 else:
-                    is_data, run = self._layers[owner].data.extent(at, piece_length)
+                    is_data, run = self.stack[owner].data.extent(at, piece_length)
                 if found is not None and is_data is not found:
                     return found, done
                 found = is_data
@@ -210,7 +209,7 @@ class LayeredStore:
 
     @property
     def _log(self) -> MapLog:
-        log = self._layers[-1].log
+        log = self.stack.top.log
         assert log is not None, "the top of a chain has a map"
         return log
 
@@ -241,7 +240,7 @@ class LayeredStore:
                 if owner == self._top_number:
                     self._top.punch(at, piece_length)
                 elif owner != NOBODY:
-                    self._hide(self._layers[owner].data, at, piece_length)
+                    self._hide(self.stack[owner].data, at, piece_length)
 
     def _hide(self, below: DescriptorStore, offset: int, length: int) -> None:
         """What a layer below has in the range is nobody's now; its holes need no record."""
@@ -300,12 +299,12 @@ class LayeredStore:
 
     def index_of_top(self, chain: Chain) -> int:
         """Where our top is in ``chain``."""
-        return [file.number for file in chain].index(self._layers[-1].file.number)
+        return [file.number for file in chain].index(self.stack.top.file.number)
 
     def push(self, layer: Layer) -> None:
         """A new, empty layer on top. Nothing else is under way but, perhaps, sync()."""
         layer.runs()  # there are none, but that opens its map
-        self._layers.append(layer)
+        self.stack.push(layer)
         self._unsealed.append(layer)
         self._look_at_top()
 
@@ -315,24 +314,21 @@ class LayeredStore:
             layer.seal()
         del self._unsealed[:-1]
 
-    def replace(self, upper: int, lower: int) -> None:
-        """A layer was merged into the one below; they are meant by their numbers in the catalogue."""
-        by = next((layer for layer in self._layers if layer.file.number == lower), None)
-        for at, layer in enumerate(self._layers):
-            if layer.file.number == upper and by is not None:
-                self._layers[at] = by
-                layer.leave()
+    def replace(self, upper: int) -> None:
+        """A layer, meant by its number, was merged into the one below."""
+        if (layer := self.stack.remove(upper)) is not None:
+            layer.leave()
 
     def resize(self, size_bytes: int) -> None:
         self._top.resize(size_bytes)
 
     def allocated_bytes(self) -> int:
         """Of the layers that were made for the volume, not of those that it shares."""
-        uuid = self._layers[-1].file.uuid
-        return sum(layer.allocated_bytes() for layer in set(self._layers) if layer.file.uuid == uuid)
+        uuid = self.stack.top.file.uuid
+        return sum(layer.allocated_bytes() for layer in self.stack.all_layers() if layer.file.uuid == uuid)
 
     def close(self) -> None:
-        for layer in set(self._layers):
+        for layer in self.stack.all_layers():
             layer.close()
         self._owners.close()
         self._redo.close()

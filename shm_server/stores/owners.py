@@ -1,9 +1,9 @@
 """Which layer of a chain has each page: resolved, so that reading never walks the chain.
 
-A page's owner is a number: 0 the chain's base, n its n-th layer, ZERO nobody (it reads zeros). They stand four bytes a
-page in a sparse file without a name, made anew whenever the volume is opened, from the layers' maps; so nothing here
-needs to be durable. Chunks of it are kept in memory within a budget that all volumes share (map_cache_size). A page
-that no layer above the base ever owned takes no room in either.
+A page's owner is a number: 0 the chain's base, else a layer's in the catalogue (stack.py), ZERO nobody (it reads 0s).
+They stand four bytes a page in a sparse file without a name, made anew whenever the volume is opened, from the layers'
+maps; so nothing here needs to be durable. Chunks of it are kept in memory within a budget that all volumes share
+(map_cache_size). A page that no layer above the base ever owned takes no room in either.
 
 Looking at chunks that are in memory takes no lock; getting one, and changing one, does.
 """

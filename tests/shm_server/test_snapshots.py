@@ -369,7 +369,7 @@ def test_a_snapshot_that_fails_half_way_costs_nothing(
         pool.run(pool.snapshots.remove("demo", "s"))
         pool.settle()
         assert isinstance(volume.store, LayeredStore)
-        for layer in volume.store._layers[:-1]:
+        for layer in volume.store.stack.all_layers()[:-1]:
             layer.throw_away()  # nothing is read from files that are gone
         assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
         assert pool.read(volume, 2 * SIZE - PAGE, PAGE) == b"c" * PAGE

@@ -1,0 +1,58 @@
+"""The layers of one open chain, found by their numbers in the catalogue, which is how the resolved map names them.
+
+A number stays good whatever becomes of the chain: layers are numbered in the order in which they come to lie on top, a
+number is never used again, and a layer is only ever merged into the one right below it. So above the base numbers
+ascend, and what a layer had that is not there any more is the next lower one's; below all of them is the base.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+
+from shm_server.stores.layer import Layer
+
+BASE = 0  # whatever its number is
+
+
+class Stack(dict[int, Layer]):
+    """``stack[number]`` is the layer that has what layer ``number`` had. Any thread may look."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        """The base first."""
+        super().__init__()
+        self.base, *above = layers
+        self._layers = {layer.file.number: layer for layer in above}
+        self._numbers = sorted(self._layers)
+        self.top = above[-1] if above else self.base
+        self._lock = threading.Lock()
+
+    def __missing__(self, number: int) -> Layer:
+        with self._lock:
+            at = bisect_right(self._numbers, number)
+            layer = self[number] = self._layers[self._numbers[at - 1]] if at else self.base
+        return layer
+
+    @property
+    def top_number(self) -> int:
+        return self._numbers[-1] if self._numbers else BASE
+
+    def all_layers(self) -> list[Layer]:
+        """The base first."""
+        return [self.base, *(self._layers[number] for number in self._numbers)]
+
+    def push(self, layer: Layer) -> None:
+        """On top."""
+        with self._lock:
+            insort(self._numbers, layer.file.number)
+            self._layers[layer.file.number] = self.top = layer
+
+    def remove(self, number: int) -> Layer | None:
+        """It was merged into the one below. None: it was not there."""
+        with self._lock:
+            layer = self._layers.pop(number, None)
+            if layer is not None:
+                del self._numbers[bisect_left(self._numbers, number)]
+                self.clear()
+        return layer
