@@ -193,7 +193,7 @@ class Context:
         self._call(control.Unexport(0, name), control.Done)
 
     def stat_volume(self, name: str) -> VolumeStat:
-        """A volume's size, identity and holder (ovs_stat without opening). ENOENT."""
+        """A volume's size, identity and holder, or a snapshot's (ovs_stat without opening). ENOENT."""
         return self._call(control.Stat(0, name), control.Volume).info
 
     def list_volumes(self) -> list[VolumeStat]:
@@ -225,12 +225,12 @@ class Context:
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         """Forget a snapshot (ovs_snapshot_remove); its space comes back in the background. ENOENT; ENOTEMPTY: clones
-        stand on it."""
+        stand on it; EBUSY: somebody has it open."""
         self._call(control.RemoveSnapshot(0, name, snapshot), control.Done)
 
     def rollback_snapshot(self, name: str, snapshot: str) -> VolumeStat:
         """The volume is what the snapshot is, its size too (ovs_snapshot_rollback); later snapshots go. ENOENT; EBUSY:
-        somebody holds the volume; ENOTEMPTY: clones stand on later ones."""
+        somebody holds the volume or a later one; ENOTEMPTY: clones stand on later ones."""
         return self._call(control.RollBack(0, name, snapshot), control.Volume).info
 
     def clone_volume(self, name: str, snapshot: str, new_name: str) -> VolumeStat:
@@ -258,6 +258,7 @@ class Context:
     def open(self, name: str, flags: int = os.O_RDWR, *, owner: str | None = None) -> Volume:
         """Open a volume (ovs_ctx_init): exactly O_RDONLY, O_WRONLY or O_RDWR. One writer, any number of readers.
 
+        VOLUME@SNAPSHOT opens a snapshot, O_RDONLY (else EROFS); while it is open it can't go, nor can its volume.
         Volumes opened with the same ``owner`` share one writer's right. ENOENT; EBUSY: another owner writes; EINVAL.
         """
         access = _ACCESS.get(flags)

@@ -72,6 +72,8 @@ def find_handle(handles: Mapping[int, Handle], number: int, *, reads: bool, writ
     if handle is None:
         raise OSError(errno.EBADF, "no such handle")
     if writes and not handle.can_write:
+        if handle.volume.is_read_only:
+            raise OSError(errno.EROFS, f"{handle.volume.name} is a snapshot")
         raise OSError(errno.EBADF, f"the handle on {handle.volume.name} was opened without writing")
     if reads and not handle.can_read:
         raise OSError(errno.EBADF, f"the handle on {handle.volume.name} was opened without reading")

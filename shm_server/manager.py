@@ -1,5 +1,8 @@
 """Volumes by name: create, remove, resize, stat, list, open, close. Who may hold what (CONTRACTS 5).
 
+A snapshot is opened as VOLUME@SNAPSHOT, to be read: then it is one more open volume, with an identity of its own, under
+the lock of the volume that it was made of. While somebody holds it neither the two nor what it stands on can go.
+
 Every method that may take time is a coroutine; what blocks runs on one management thread. Everything durable is
 durable before it returns. Errors are OSError with an errno and words for people. Events to clients are the caller's
 business: it is told by ``Watcher``. This file knows neither sockets nor rings.
@@ -11,11 +14,13 @@ import errno
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
+from shm_server.abi import names
 from shm_server.abi.control import MAX_RECORD_BYTES, VolumeInfo
 from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
 from shm_server.stores.base import LayerFile, Store, Stores
@@ -98,6 +103,28 @@ class Manager:
 
     # Looking --------------------------------------------------------------------------------------------------------
 
+    async def look(self, name: str) -> VolumeInfo:
+        """stat() of a volume or of a snapshot. ENOENT."""
+        if not names.is_snapshot(name):
+            return self.stat(name)
+        seen: VolumeInfo = await self.on_thread(lambda: self._stat_snapshot(self._snapshot_record(name)))
+        return seen
+
+    def _stat_snapshot(self, record: Record) -> VolumeInfo:
+        """On a thread."""
+        volume, snapshot = names.split(record.name)
+        chain = self.lineage.snapshot_chain(self.record(volume).uuid, snapshot)
+        return VolumeInfo(
+            name=record.name,
+            uuid=record.uuid,
+            size_bytes=record.size_bytes,
+            allocated_bytes=self._stores.allocated_bytes(record.name, chain),
+            generation=record.generation,
+            can_discard=False,
+            failed=record.name in self._failed,
+            is_read_only=True,
+        )
+
     def stat(self, name: str) -> VolumeInfo:
         record = self.record(name)
         held = self._open.get(name)
@@ -164,15 +191,7 @@ class Manager:
         let go in time. Its snapshots go with it."""
         async with self.locked(name):
             record = self.record(name)
-            if force and (held := self._open.get(name)):
-                living = [handle for handle in held.handles if not handle.is_closing]
-                if living:
-                    self._watcher.release_requested(name, record.uuid, living)
-                await self._until(lambda: name not in self._open, name, RELEASE_LIMIT_S)
-            else:
-                await self._until(lambda: not self._is_dying(name), name, None)
-            if held := self._open.get(name):
-                raise self._busy(name, held.handles[0])
+            await self.vacate([name, *self.open_snapshots(name)], force=force)
             del self._records[name]
             try:
                 await self.on_thread(lambda: self._remove(record))
@@ -294,15 +313,19 @@ class Manager:
         self, name: str, access: str, owner: str, words: str, pid: int, number: int, is_wanted: Callable[[], bool]
     ) -> Handle:
         """A handle. EBUSY where another owner writes. Waits for the last operations of a holder that has gone.
+        ``name`` may be a snapshot's: EROFS unless it is only to be read.
 
         ``is_wanted`` is asked before the handle is made: whoever asked may have gone meanwhile.
         """
         if access not in ACCESSES:
             raise OSError(errno.EINVAL, f"access {access!r}: it is one of {', '.join(ACCESSES)}")
-        async with self.locked(name):
-            record = self.record(name)
+        volume, snapshot = names.split(name)
+        if snapshot and "w" in access:
+            raise OSError(errno.EROFS, f"{name} is a snapshot: it can't be opened for writing")
+        async with self.locked(volume):
+            record = await self.on_thread(lambda: self._snapshot_record(name)) if snapshot else self.record(name)
             if "w" in access:
-                await self._until(lambda: not self._is_dying(name), name, None)
+                await self._until(partial(self._has_no_dying, name), name, None)
                 for handle in self.writers(name):
                     if not owner or handle.owner != owner:
                         raise self._busy(name, handle)
@@ -339,6 +362,7 @@ class Manager:
             await closing  # two stores on the same files would not know of each other's records
         store = await self.on_thread(lambda: self._open_store(record))
         volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
+        volume.is_read_only = names.is_snapshot(record.name)
         held = _Open(volume, [], [])
         volume.on_failure = lambda: self._volume_failed(held)
         volume.ranges.on_guard = lambda: _refresh(held)
@@ -350,6 +374,10 @@ class Manager:
 
     def _open_store(self, record: Record) -> Store:
         # In one go on the manager's thread, so that no layer of the chain is merged or removed in between.
+        volume, snapshot = names.split(record.name)
+        if snapshot:
+            sealed = self.lineage.snapshot_chain(self.record(volume).uuid, snapshot)
+            return self._stores.open_sealed(record.name, sealed)
         chain = self.lineage.chain(record.uuid) if self._stores.can_layer else ()
         return self._stores.open(record.name, record.size_bytes, record.uuid, chain)
 
@@ -359,6 +387,30 @@ class Manager:
         """For who has the volume's lock: it is open until the lock is let go, or longer where somebody holds it."""
         held = self._open.get(name) or await self._open_volume(self.record(name))
         return held.volume
+
+    def open_snapshots(self, volume: str) -> list[str]:
+        """The snapshots of a volume that are open, by the names that they are opened by."""
+        return [name for name in self._open if name.startswith(f"{volume}{names.SEPARATOR}")]
+
+    async def vacate(self, held_names: Sequence[str], *, force: bool = False) -> None:
+        """For who has the volume's lock: nobody holds it, or these snapshots of it, or EBUSY. Operations that are the
+        last of who has gone are waited for; with ``force`` who is there is asked to go, and waited for, too."""
+        for name in held_names if force else ():
+            if living := self.holders(name):
+                self._watcher.release_requested(name, living[0].volume.uuid, living)
+        deadline = self._runtime.clock() + RELEASE_LIMIT_S
+        for name in held_names:
+            if force:
+                left_s = max(0.0, deadline - self._runtime.clock())
+                await self._until(partial(self._is_closed, name), name, left_s)
+            else:
+                await self._until(partial(self._has_no_dying, name), name, None)
+            self._sweep(name)  # who has gone while we looked at others
+            if held := self._open.get(name):
+                raise self._busy(name, held.handles[0])
+
+    def _is_closed(self, name: str) -> bool:
+        return name not in self._open
 
     def is_held(self, name: str) -> bool:
         held = self._open.get(name)
@@ -406,6 +458,12 @@ class Manager:
             raise OSError(errno.ENOENT, f"there is no volume {name}")
         return record
 
+    def _snapshot_record(self, name: str) -> Record:
+        """A snapshot as what is opened; on a thread. ENOENT."""
+        volume, snapshot = names.split(name)
+        found = self.lineage.snapshot(self.record(volume).uuid, snapshot)
+        return Record(name, found.identity, found.size_bytes, 1)
+
     def _round_size(self, size_bytes: int) -> int:
         if size_bytes <= 0:
             raise OSError(errno.EINVAL, f"a volume of {size_bytes} bytes: it needs at least one")
@@ -425,13 +483,14 @@ class Manager:
         held = self._open.get(name)
         return [handle for handle in held.handles if not handle.is_closing] if held else []
 
-    def _is_dying(self, name: str) -> bool:
-        """A holder has gone, but writes of its are still in flight."""
+    def _has_no_dying(self, name: str) -> bool:
+        """No holder has gone whose writes are still in flight."""
         held = self._open.get(name)
-        return held is not None and any(handle.is_closing for handle in held.handles)
+        return held is None or not any(handle.is_closing for handle in held.handles)
 
     def _busy(self, name: str, handle: Handle) -> OSError:
-        return OSError(errno.EBUSY, f"volume {name} is held by {handle.words}")
+        noun = "snapshot" if names.is_snapshot(name) else "volume"
+        return OSError(errno.EBUSY, f"{noun} {name} is held by {handle.words}")
 
     async def _until(self, condition: Callable[[], bool], name: str, limit_s: float | None) -> None:
         """Wait until ``condition``, looked at whenever a handle on ``name`` goes."""

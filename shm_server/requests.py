@@ -215,7 +215,8 @@ class Requests:
             lambda: not client.is_closed,
         )
         client.attachment.handles[handle.number] = handle
-        return control.Opened(request.id, handle.number, handle.epoch, self.manager.stat(request.name))
+        info = await self.manager.look(request.name)
+        return control.Opened(request.id, handle.number, handle.epoch, info)
 
     async def _close(self, client: Client, request: control.Close) -> control.Reply:
         handle = client.attachment.handles.pop(request.handle, None) if client.attachment else None
@@ -237,7 +238,7 @@ class Requests:
         return control.Volume(request.id, await self.manager.resize(request.name, request.size_bytes, client))
 
     async def _stat(self, client: Client, request: control.Stat) -> control.Reply:
-        return control.Volume(request.id, self.manager.stat(request.name))
+        return control.Volume(request.id, await self.manager.look(request.name))
 
     async def _get_record(self, client: Client, request: control.GetRecord) -> control.Reply:
         found = await self.manager.get_record(request.name, request.record)

@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from shm_server.abi import names
 from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime
@@ -81,9 +83,10 @@ class Snapshots:
         return found
 
     async def remove(self, name: str, snapshot: str) -> None:
-        """ENOENT; ENOTEMPTY: clones stand on it. Its space comes back in the background."""
+        """ENOENT; ENOTEMPTY: clones stand on it; EBUSY: it is open. Its space comes back in the background."""
         async with self._manager.locked(name):
             record = self._check(name)
+            await self._manager.vacate([names.join(name, snapshot)])
             await self._manager.on_thread(lambda: self._lineage.remove_snapshot(record.uuid, snapshot))
             log.info("volume %s: snapshot %s removed", name, snapshot)
             try:
@@ -94,12 +97,15 @@ class Snapshots:
         self.tidy()
 
     async def rollback(self, name: str, snapshot: str) -> VolumeInfo:
-        """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: held, or being sanitized;
-        ENOTEMPTY: clones stand on later ones."""
+        """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: it or one of those is held,
+        or it is being sanitized; ENOTEMPTY: clones stand on later ones."""
         async with self._manager.locked(name):
             record = self._check(name)
-            self._manager.close_unheld(name)
             found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(record.uuid, snapshot))
+            going: list[str] = await self._manager.on_thread(
+                lambda: self._lineage.later_snapshots(record.uuid, snapshot)
+            )
+            await self._manager.vacate([name, *(names.join(name, other) for other in going)])
             await self._manager.opened(name)  # what a crash left to be written again is not to come later
             self._manager.close_unheld(name)
 
@@ -155,7 +161,9 @@ class Snapshots:
         created_s = self._clock()
         await volume.change_store(lambda store: self._stores.push(store, chain))
         await volume.flush()
-        found = Snapshot(snapshot, chain[-2].number, record.size_bytes, created_s) if snapshot else None
+        found = None
+        if snapshot:
+            found = Snapshot(snapshot, chain[-2].number, record.size_bytes, created_s, secrets.token_hex(16))
         await self._manager.on_thread(lambda: self._lineage.seal(record.uuid, found))
         self._stores.seal(volume.store)
         await self._look_again(record)

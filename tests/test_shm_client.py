@@ -497,6 +497,41 @@ def test_the_servers_death_ends_everything_and_reconnect_begins_anew(server: Ser
     volume.close()
 
 
+def test_a_snapshot_is_opened_to_be_read(server: ServerProcess, context: Context, volume: Volume) -> None:
+    """By VOLUME@SNAPSHOT, with its own size and identity, also after the server's death; writing to it is EROFS."""
+    put(volume, b"then", 4096)
+    context.create_snapshot("demo", "s")
+    put(volume, b"now!", 4096)
+    context.truncate_volume("demo", 2 * SIZE)
+    with raises(errno.EROFS):
+        context.open("demo@s")
+    with raises(errno.ENOENT):
+        context.open("demo@t", os.O_RDONLY)
+    snapshot = context.open("demo@s", os.O_RDONLY)
+    assert get(snapshot, 4, 4096) == b"then"
+    stat = snapshot.stat()
+    assert (stat.name, stat.size_bytes, stat.is_read_only, snapshot.size) == ("demo@s", SIZE, True, SIZE)
+    assert stat.uuid != volume.stat().uuid
+    buffer = context.allocate(4096)
+    for call in (
+        lambda: snapshot.write(buffer, 1, 0),
+        lambda: snapshot.discard(0, 4096),
+        lambda: snapshot.write_zeroes(0, 4096),
+        lambda: snapshot.truncate(4 * SIZE),
+    ):
+        with raises(errno.EROFS):
+            call()
+    with raises(errno.EBUSY), Context(server.socket_path) as other:
+        other.remove_snapshot("demo", "s")
+    server.kill()
+    server.start()
+    context.reconnect()
+    with context.open("demo@s", os.O_RDONLY) as again:
+        assert get(again, 4, 4096) == b"then"
+        assert again.stat() == stat
+    context.remove_snapshot("demo", "s")
+
+
 def test_a_server_that_answers_nonsense_is_an_oserror(short_dir: Path) -> None:
     """EPROTO where it speaks garbage, and not a hang where a reply has the wrong kind."""
     fake = FakeServer(short_dir / "fake.sock")

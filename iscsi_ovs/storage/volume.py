@@ -128,7 +128,7 @@ class Volume:
     def write(self, buffer: Buffer, length: int, offset: int, *, fua: bool = False, buffer_offset: int = 0) -> int:
         """Write from the buffer, all of it or nothing; ``fua``: durable before it returns (ovs_write).
 
-        EBADF: read-only. EINVAL, EFAULT: as read. EFBIG: across the end of the volume. ENOSPC, EIO.
+        EBADF: read-only (EROFS: a snapshot). EINVAL, EFAULT: as read. EFBIG: across the end of the volume. ENOSPC, EIO.
         """
         return self._context.finish(self.aio_write(buffer, length, offset, fua=fua, buffer_offset=buffer_offset))
 
@@ -251,7 +251,7 @@ class Volume:
         operation, offset, length = request.operation, request.offset_bytes, request.length_bytes
         can_it = (operation not in _READS or self._can_read) and (operation not in _WRITES or self._can_write)
         if self._device.is_closed or not can_it:
-            raise os_error(errno.EBADF, f"{operation.name} on {self.name}")
+            raise self._refusal(f"{operation.name} on {self.name}")
         if (length <= 0 and operation != block.Operation.FLUSH) or not 0 <= offset < 1 << 63 or length >= 1 << 63:
             raise os_error(errno.EINVAL, f"{operation.name} of {length} bytes at {offset}")
         context = self._context
@@ -278,8 +278,13 @@ class Volume:
     def truncate(self, size: int) -> VolumeStat:
         """Grow the volume (ovs_truncate). EBADF: opened read-only. EPERM: smaller. EFBIG: over max_volume_size."""
         if self._device.is_closed or not self._can_write:
-            raise os_error(errno.EBADF, f"truncating {self.name}")
+            raise self._refusal(f"truncating {self.name}")
         return self._context.truncate_volume(self.name, size)
+
+    def _refusal(self, words: str) -> OSError:
+        """Of what this volume was not opened for, or is closed for."""
+        is_snapshot = self._device.info.is_read_only and not self._device.is_closed
+        return os_error(errno.EROFS if is_snapshot else errno.EBADF, words)
 
     def close(self) -> None:
         """Close (ovs_ctx_destroy's half): what has not started ends as ECANCELED, what has is waited for."""

@@ -49,7 +49,10 @@ class Attach(Message, frozen=True):
 
 
 class Open(Message, frozen=True):
-    """Open a volume. ``access`` is "r", "w" or "rw"; handles with the same ``owner`` share one writer's right."""
+    """Open a volume. ``access`` is "r", "w" or "rw"; handles with the same ``owner`` share one writer's right.
+
+    A snapshot is opened by the name VOLUME@SNAPSHOT, with "r" only: EROFS. It can't go while somebody holds it.
+    """
 
     id: int
     name: str
@@ -88,6 +91,8 @@ class Resize(Message, frozen=True):
 
 
 class Stat(Message, frozen=True):
+    """Of a volume, or of a snapshot: VOLUME@SNAPSHOT."""
+
     id: int
     name: str
 
@@ -171,7 +176,7 @@ class ListSnapshots(Message, frozen=True):
 
 
 class RemoveSnapshot(Message, frozen=True):
-    """ENOTEMPTY: clones stand on it. Its space comes back in the background."""
+    """ENOTEMPTY: clones stand on it; EBUSY: somebody has it open. Its space comes back in the background."""
 
     id: int
     name: str
@@ -179,8 +184,8 @@ class RemoveSnapshot(Message, frozen=True):
 
 
 class RollBack(Message, frozen=True):
-    """The volume is what the snapshot is, its size too; later snapshots go. EBUSY: held; ENOTEMPTY: clones stand on
-    later ones."""
+    """The volume is what the snapshot is, its size too; later snapshots go. EBUSY: somebody holds the volume, or one
+    of them; ENOTEMPTY: clones stand on one of them."""
 
     id: int
     name: str
@@ -239,6 +244,7 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     sanitize: int | None = None  # how far a sanitize operation has come, 0 to 65535; None: none runs
     sanitize_failed: bool = False  # then, and while one runs, every data operation is EBUSY
     can_exit_sanitize: bool = False  # and "exit failure mode" ends that
+    is_read_only: bool = False  # it is a snapshot: VOLUME@SNAPSHOT, with a uuid of its own
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True):

@@ -130,6 +130,10 @@ class Stores(Protocol):
         """``uuid`` is the volume's: what was left by another of this name is not this one's."""
         ...
 
+    def open_sealed(self, name: str, chain: Chain) -> Store:
+        """What a chain of sealed layers holds, to be read: any number of these, beside whoever stands on them."""
+        ...
+
     def remove(self, name: str) -> None:
         """Remove the store, durably; one that is not there is fine. Layers are not its."""
         ...
@@ -158,7 +162,7 @@ class Stores(Protocol):
         ...
 
     def merged(self, store: Store, upper: int) -> None:
-        """What the open store has of the layer ``upper`` it finds in the one below from now on."""
+        """What the open store has of the layer ``upper``, if anything, it finds in the one below from now on."""
         ...
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
@@ -177,6 +181,9 @@ class WithoutLayers:
 
     can_layer = False
 
+    def open_sealed(self, name: str, chain: Chain) -> Store:
+        raise no_layers()
+
     def base_name(self, name: str) -> str:
         return name
 
@@ -193,7 +200,7 @@ class WithoutLayers:
         raise no_layers()
 
     def merged(self, store: Store, upper: int) -> None:
-        raise no_layers()
+        pass
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         pass

@@ -152,9 +152,14 @@ class DelayStores:
         self._stores.create(name, size_bytes)
 
     def open(self, name: str, size_bytes: int, uuid: str, chain: Chain = ()) -> Store:
-        store = self._stores.open(name, size_bytes, uuid, chain)
+        return self._behind_rules(name, self._stores.open(name, size_bytes, uuid, chain))
+
+    def _behind_rules(self, name: str, store: Store) -> Store:
         rules = [rule for rule in self._rules if rule.volume in ("", name)]
         return DelayStore(store, rules, self._left) if rules else store
+
+    def open_sealed(self, name: str, chain: Chain) -> Store:
+        return self._behind_rules(name, self._stores.open_sealed(name, chain))
 
     def base_name(self, name: str) -> str:
         return self._stores.base_name(name)

@@ -20,6 +20,7 @@ from shm_server.stores.layered import LayeredStore
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
+from shm_server.stores.sealed import SealedStore
 
 DEFAULT_MAP_CACHE_BYTES = 64 << 20
 MAX_OPEN_LAYERS = 256  # data files of sealed layers
@@ -109,6 +110,17 @@ class FileStores:
             raise
         return store
 
+    def open_sealed(self, name: str, chain: Chain) -> Store:
+        layers = [Layer(file, self._directory, self._open_layers, is_writable=False) for file in chain]
+        redo = RedoFile(self._redo_path(name), "")  # which nothing ever comes to
+        store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
+        try:
+            store.load()
+        except OSError:
+            store.close()
+            raise
+        return SealedStore(store)
+
     def base_name(self, name: str) -> str:
         return self.path(name).name
 
@@ -140,8 +152,8 @@ class FileStores:
         return merge(upper, lower, self._directory)
 
     def merged(self, store: Store, upper: int) -> None:
-        assert isinstance(store, LayeredStore)
-        store.replace(upper)
+        if isinstance(store, LayeredStore | SealedStore):
+            store.replace(upper)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         remove_files(layers, self._directory)

@@ -318,6 +318,7 @@ class LayeredStore:
         """A layer, meant by its number, was merged into the one below."""
         if (layer := self.stack.remove(upper)) is not None:
             layer.leave()
+            self._look_at_top()  # where nothing is written that may have been it
 
     def resize(self, size_bytes: int) -> None:
         self._top.resize(size_bytes)

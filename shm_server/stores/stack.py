@@ -54,5 +54,6 @@ class Stack(dict[int, Layer]):
             layer = self._layers.pop(number, None)
             if layer is not None:
                 del self._numbers[bisect_left(self._numbers, number)]
+                self.top = self._layers[self._numbers[-1]] if self._numbers else self.base
                 self.clear()
         return layer

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shm_server.volumes.sanitizing import Sanitizing
 
-FORMAT = 4  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots
+FORMAT = 5  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots, 4 no identity of a snapshot
 APPLICATION_ID = 0x4F565343  # "OVSC"
 
 _SCHEMA = """
@@ -77,8 +77,12 @@ CREATE TABLE snapshots (
 ) WITHOUT ROWID;
 CREATE INDEX snapshots_by_layer ON snapshots (layer);
 """
+_IDENTITY_SCHEMA = """
+ALTER TABLE snapshots ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+UPDATE snapshots SET identity = lower(hex(randomblob(16)));
+"""
 # What each format brought.
-_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA}
+_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _IDENTITY_SCHEMA}
 assert list(_ADDED) == list(range(1, FORMAT + 1))
 MAX_RECORDS = 16  # of one volume
 

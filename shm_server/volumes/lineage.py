@@ -12,6 +12,7 @@ that forgets them (it is "garbage" until then), so a crash leaves no file that n
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
@@ -20,13 +21,16 @@ from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
 from shm_server.volumes.catalog import Catalog, Record
 
+_SNAPSHOT = "name, layer, size_bytes, created_s, identity"
 _COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
-_CHAIN = """
+_CHAIN_FROM = """
 WITH RECURSIVE chain(number, depth) AS (
-    SELECT layer, 0 FROM tops WHERE uuid = ?
+    SELECT layer, 0 FROM {}
     UNION ALL SELECT layers.parent, depth + 1 FROM chain JOIN layers USING (number) WHERE layers.parent IS NOT NULL
 )
 """
+_CHAIN = _CHAIN_FROM.format("tops WHERE uuid = ?")
+_SNAPSHOT_CHAIN = _CHAIN_FROM.format("snapshots WHERE uuid = ? AND name = ?")
 # From the layer below a volume's top down to the first that is sealed.
 _OPEN_BELOW = """
 WITH RECURSIVE below(number) AS (
@@ -57,6 +61,7 @@ class Snapshot:
     layer: int
     size_bytes: int
     created_s: float  # since 1970
+    identity: str  # 32 hex digits, its own for ever: what it is called as a disk, whichever layer it is the name of
 
 
 class Merge(NamedTuple):
@@ -77,6 +82,16 @@ class Lineage:
         rows = self._catalog.select(
             f"{_CHAIN} SELECT {_COLUMNS} FROM chain JOIN layers USING (number) ORDER BY depth DESC", (uuid,)
         )
+        return [_layer(*row) for row in rows]
+
+    def snapshot_chain(self, uuid: str, name: str) -> list[LayerFile]:
+        """The layers that a snapshot is, all of them sealed, the base first. ENOENT."""
+        rows = self._catalog.select(
+            f"{_SNAPSHOT_CHAIN} SELECT {_COLUMNS} FROM chain JOIN layers USING (number) ORDER BY depth DESC",
+            (uuid, name),
+        )
+        if not rows:
+            raise _no_snapshot(name)
         return [_layer(*row) for row in rows]
 
     def layers_of(self, uuid: str) -> list[LayerFile]:
@@ -108,18 +123,23 @@ class Lineage:
 
     def snapshots(self, uuid: str, after: str = "", limit: int = -1) -> list[Snapshot]:
         """By name."""
-        query = (
-            "SELECT name, layer, size_bytes, created_s FROM snapshots WHERE uuid = ? AND name > ? ORDER BY name LIMIT ?"
-        )
+        query = f"SELECT {_SNAPSHOT} FROM snapshots WHERE uuid = ? AND name > ? ORDER BY name LIMIT ?"
         return [Snapshot(*row) for row in self._catalog.select(query, (uuid, after, limit))]
 
     def snapshot(self, uuid: str, name: str) -> Snapshot:
         """ENOENT."""
-        query = "SELECT name, layer, size_bytes, created_s FROM snapshots WHERE uuid = ? AND name = ?"
+        query = f"SELECT {_SNAPSHOT} FROM snapshots WHERE uuid = ? AND name = ?"
         rows = self._catalog.select(query, (uuid, name))
         if not rows:
             raise _no_snapshot(name)
         return Snapshot(*rows[0])
+
+    def later_snapshots(self, uuid: str, name: str) -> list[str]:
+        """Those that a rollback to this one drops. ENOENT."""
+        stays = self.snapshot(uuid, name).layer
+        query = f"{_CHAIN} SELECT name, layer FROM chain JOIN snapshots ON layer = number ORDER BY depth"
+        later = itertools.takewhile(lambda row: row[1] != stays, self._catalog.select(query, (uuid,)))
+        return [row[0] for row in later]
 
     def seal(self, uuid: str, snapshot: Snapshot | None = None) -> None:
         """All below the top is durable; ``snapshot`` is a name for it. EEXIST."""
@@ -131,7 +151,9 @@ class Lineage:
             )
             if snapshot is not None:
                 _check_new(execute, uuid, snapshot.name)
-                execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", (uuid, *astuple(snapshot)))
+                execute(
+                    f"INSERT INTO snapshots (uuid, {_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?)", (uuid, *astuple(snapshot))
+                )
 
     def check_new(self, uuid: str, name: str) -> None:
         """EEXIST."""

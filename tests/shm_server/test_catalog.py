@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shm_server.volumes.catalog import MAX_RECORDS, Catalog, Record, Versioned
+from shm_server.volumes.lineage import Lineage
 from shm_server.volumes.sanitizing import Sanitizing
 
 DEMO = Record("demo", "00" * 16, 4096, 1)
@@ -42,7 +43,7 @@ def test_a_newer_format_is_refused_by_number(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version=7")
     database.close()
-    with pytest.raises(OSError, match="format 7, this server knows up to 4"):
+    with pytest.raises(OSError, match="format 7, this server knows up to 5"):
         Catalog(path)
 
 
@@ -106,6 +107,28 @@ def test_an_older_catalogue_gets_what_it_lacks(tmp_path: Path, version: int, mis
     third = Catalog(path)
     assert third.get_record(DEMO.uuid, "modes") == Versioned(1, b"x")
     third.close()
+
+
+def test_snapshots_of_an_older_catalogue_get_an_identity(tmp_path: Path) -> None:
+    """Each its own, and it keeps that."""
+    path = tmp_path / "c.sqlite"
+    Catalog(path).close()
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE snapshots DROP COLUMN identity")
+    for row in ((DEMO.uuid, "a", 1), (DEMO.uuid, "b", 2)):
+        database.execute("INSERT INTO snapshots VALUES (?, ?, ?, 4096, 0.5)", row)
+    database.execute("PRAGMA user_version=4")
+    database.commit()
+    database.close()
+    seen = []
+    for _ in range(2):
+        catalog = Catalog(path)
+        seen.append(Lineage(catalog).snapshots(DEMO.uuid))
+        catalog.close()
+    identities = [snapshot.identity for snapshot in seen[0]]
+    assert seen[0] == seen[1]
+    assert len(set(identities)) == 2
+    assert all(len(bytes.fromhex(identity)) == 16 for identity in identities)
 
 
 @pytest.fixture
