@@ -15,9 +15,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from shm_server.dispatch import errno_of
+from shm_server.interfaces.chains import MAX_CHAIN, Chain
 from shm_server.interfaces.guest_memory import Piece
 from shm_server.interfaces.messages import PROTOCOL_FEATURES_BIT, ProtocolError
-from shm_server.interfaces.virtqueue import MAX_CHAIN, Chain
 from shm_server.runtime import Job, Suspension
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.volume import check_cancelled
@@ -42,7 +42,7 @@ WRITEBACK_OFFSET = 32
 F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY, F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = (
     2, 5, 6, 9, 10, 11, 12, 13, 14,
 )  # fmt: skip
-RING_F_INDIRECT_DESC, RING_F_EVENT_IDX, F_VERSION_1 = 28, 29, 32
+RING_F_INDIRECT_DESC, RING_F_EVENT_IDX, F_VERSION_1, F_RING_PACKED = 28, 29, 32, 34
 
 T_IN, T_OUT, T_FLUSH, T_GET_ID, T_DISCARD, T_WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
@@ -76,9 +76,9 @@ class _Request:
 
 
 class BlockDevice:
-    """``done(chain, written)`` is called for each request whose status has been written."""
+    """``done(chain, written)`` is called for each request whose status has been written; None: it could not be."""
 
-    def __init__(self, handle: Handle, done: Callable[[Chain, int], None]) -> None:
+    def __init__(self, handle: Handle, done: Callable[[Chain, int | None], None]) -> None:
         self.handle = handle
         self._volume = handle.volume
         self._done = done
@@ -99,7 +99,7 @@ class BlockDevice:
     @property
     def offered(self) -> int:
         bits = [F_SEG_MAX, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY, F_CONFIG_WCE, F_MQ]
-        bits += [RING_F_INDIRECT_DESC, RING_F_EVENT_IDX, F_VERSION_1, PROTOCOL_FEATURES_BIT]
+        bits += [RING_F_INDIRECT_DESC, RING_F_EVENT_IDX, F_VERSION_1, F_RING_PACKED, PROTOCOL_FEATURES_BIT]
         bits += [F_DISCARD, F_WRITE_ZEROES] if self.handle.can_write else [F_RO]
         return sum(1 << bit for bit in bits)
 
@@ -204,7 +204,7 @@ class BlockDevice:
                 self._finish(request.chain, request.status_at, status, request.written_bytes)
             except (OSError, ProtocolError) as lost:
                 log.warning("%s: a request can't be answered: %s", self.handle.words, lost)
-                request.chain.queue.in_flight -= 1
+                self._done(request.chain, None)
         self.handle.end_task(request)
 
     # What each kind does --------------------------------------------------------------------------------------------

@@ -18,15 +18,18 @@ from typing import Any, Protocol
 
 from shm_server.interfaces import inflight, messages
 from shm_server.interfaces.block_device import (
+    F_RING_PACKED,
     MAX_QUEUES,
     RING_F_EVENT_IDX,
     RING_F_INDIRECT_DESC,
     BlockDevice,
 )
+from shm_server.interfaces.chains import Chain
 from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory
 from shm_server.interfaces.inflight import Inflight
 from shm_server.interfaces.messages import Message, ProtocolError, ProtocolFeature, Request
-from shm_server.interfaces.virtqueue import MAX_ENTRIES, Chain, Virtqueue
+from shm_server.interfaces.rings import Ring
+from shm_server.interfaces.virtqueue import MAX_ENTRIES, Virtqueue
 from shm_server.runtime import Job, Suspension, Wait
 from shm_server.volumes.handle import Handle
 
@@ -69,7 +72,7 @@ class FrontEnd:
         self._memory = GuestMemory(trusts_unsealed=uid in (0, os.getuid()))
         self._device = BlockDevice(handle, self._done)
         self._queues = [Virtqueue(index) for index in range(MAX_QUEUES)]
-        self._running: list[Virtqueue] = []
+        self._running: list[Ring] = []
         self._protocol_features = 0
         self._is_paused = False  # no requests are taken
         self._drained: Wait[None] | None = None
@@ -116,41 +119,44 @@ class FrontEnd:
         worked = False
         if self._is_paused:
             return False
-        for queue in self._running:
-            if queue.is_active and (chains := queue.take(self._memory, BATCH_REQUESTS)):
+        for ring in self._running:
+            if ring.is_active and (chains := ring.take(self._memory, BATCH_REQUESTS)):
                 worked = True
                 for chain in chains:
                     self._device.start(chain)
-                if queue.has_pending:
-                    queue.publish()
+                if ring.has_pending:
+                    ring.publish()
         return worked
 
     def publish(self) -> None:
         """Show the guest what has ended since."""
-        for queue in self._running:
-            if queue.has_pending:
-                queue.publish()
+        for ring in self._running:
+            if ring.has_pending:
+                ring.publish()
 
     def is_waiting(self) -> bool:
         """Has a guest whose kicks are silenced something for us?"""
-        return not self._is_paused and any(queue.is_active and queue.waiting() for queue in self._running)
+        return not self._is_paused and any(ring.is_active and ring.waiting() for ring in self._running)
 
     def arm(self) -> bool:
         """Ask for kicks, before sleeping; False: there is work."""
         if self._is_paused:
             return True
         armed = True
-        for queue in self._running:
-            if queue.is_active and not queue.arm():
+        for ring in self._running:
+            if ring.is_active and not ring.arm():
                 armed = False
         return armed
 
     def in_flight(self) -> int:
         return sum(queue.in_flight for queue in self._queues)
 
-    def _done(self, chain: Chain, written_bytes: int) -> None:
-        """The device has written the status of ``chain``."""
-        chain.queue.put(chain.head, written_bytes)
+    def _done(self, chain: Chain, written_bytes: int | None) -> None:
+        """The device has written the status of ``chain``; None: it could not."""
+        if written_bytes is None:
+            chain.ring.forget()
+        else:
+            chain.ring.put(chain, written_bytes)
         if self._drained is not None and not self.in_flight():
             drained, self._drained = self._drained, None
             drained.set()
@@ -165,7 +171,8 @@ class FrontEnd:
         except OSError as error:
             self.drop(f"the kick descriptor of ring {queue.index}: {error.strerror}")
             return
-        queue.is_active = True
+        if queue.ring is not None:
+            queue.ring.is_active = True
 
     # Messages -------------------------------------------------------------------------------------------------------
 
@@ -250,9 +257,9 @@ class FrontEnd:
 
     def _look_at_queues(self) -> None:
         """Serve those that are started and enabled; look into each, it may have been kicked before we knew it."""
-        self._running = [queue for queue in self._queues if queue.is_running]
-        for queue in self._running:
-            queue.is_active = True
+        self._running = [queue.ring for queue in self._queues if queue.ring is not None and queue.is_enabled]
+        for ring in self._running:
+            ring.is_active = True
 
     async def _drain(self) -> None:
         """Wait for every request under way; the caller has set ``_is_paused``."""
@@ -274,8 +281,11 @@ class FrontEnd:
             raise ProtocolError(f"features {unknown:#x} were not offered")
         self._device.features = features
         for queue in self._queues:
-            queue.has_event_index = self._device.has(RING_F_EVENT_IDX)
-            queue.has_indirect = self._device.has(RING_F_INDIRECT_DESC)
+            queue.set_features(
+                is_packed=self._device.has(F_RING_PACKED),
+                has_event_index=self._device.has(RING_F_EVENT_IDX),
+                has_indirect=self._device.has(RING_F_INDIRECT_DESC),
+            )
             # "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled
             # state."
             if not features & _FEATURES_KEPT:
@@ -306,8 +316,7 @@ class FrontEnd:
             self._is_paused = False
         for queue in self._queues:
             self._stop(queue)
-            queue.is_enabled = False
-            queue.last_available = 0
+            queue.reset()
         self._device.features = 0
         self._device.is_writeback = True
 
@@ -377,15 +386,18 @@ class FrontEnd:
         _, _, rings, entries = inflight.PAYLOAD.unpack_from(message.payload)
         if not 0 < rings <= MAX_QUEUES or not 0 < entries <= MAX_ENTRIES:
             raise ProtocolError(f"memory for {rings} rings of {entries} in flight")
-        self._reply_fd = inflight.create(rings, entries)
-        answer = inflight.PAYLOAD.pack(rings * inflight.ring_bytes(entries), 0, rings, entries)
+        is_packed = self._device.has(F_RING_PACKED)
+        self._reply_fd = inflight.create(rings, entries, is_packed=is_packed)
+        size = rings * inflight.ring_bytes(entries, is_packed=is_packed)
+        answer = inflight.PAYLOAD.pack(size, 0, rings, entries)
         return answer.ljust(len(message.payload), b"\0")
 
     async def _set_inflight_fd(self, message: Message) -> None:
         if not message.descriptors:
             raise ProtocolError("no memory for what is in flight")
         size, offset, rings, entries = inflight.PAYLOAD.unpack_from(message.payload)
-        self._inflight = Inflight(message.descriptors[0], size, offset, rings, entries)
+        is_packed = self._device.has(F_RING_PACKED)
+        self._inflight = Inflight(message.descriptors[0], size, offset, rings, entries, is_packed=is_packed)
 
     # Rings ----------------------------------------------------------------------------------------------------------
 
@@ -394,28 +406,21 @@ class FrontEnd:
             raise ProtocolError(f"ring {index} of {MAX_QUEUES}")
         return self._queues[index]
 
-    def _idle_queue(self, index: int) -> Virtqueue:
-        """A ring that does not run: "Client must … stop the ring" before it changes what it stands on."""
-        queue = self._queue(index)
-        if queue.in_flight:
-            raise ProtocolError(f"ring {index} is changed with requests in flight")
-        return queue
-
     async def _set_vring_num(self, message: Message) -> None:
         index, count = message.vring_state()
-        queue = self._idle_queue(index)
-        queue.set_entries(count)
-        queue.resolve(self._memory)
+        self._queue(index).set_entries(count)
 
     async def _set_vring_addr(self, message: Message) -> None:
         index, _, table, used, available, _ = messages.VRING_ADDRESS.unpack_from(message.payload)
-        queue = self._idle_queue(index)
+        queue = self._queue(index)
+        if queue.in_flight:
+            raise ProtocolError(f"ring {index} is moved with requests in flight")
         queue.addresses = (table, used, available)
         queue.resolve(self._memory)
 
     async def _set_vring_base(self, message: Message) -> None:
         index, base = message.vring_state()
-        self._idle_queue(index).last_available = base & 0xFFFF
+        self._queue(index).set_base(base)
 
     async def _get_vring_base(self, message: Message) -> bytes:
         """Ends the ring; the answer is where it ended, with nothing under way."""
@@ -427,13 +432,13 @@ class FrontEnd:
         finally:
             self._is_paused = False
         self._stop(queue)
-        return messages.VRING_STATE.pack(index, queue.last_available)
+        return messages.VRING_STATE.pack(index, queue.base)
 
     def _stop(self, queue: Virtqueue) -> None:
         if queue.kick_fd >= 0:
             self._watching.unwatch(queue.kick_fd)
+        self._running = [ring for ring in self._running if ring is not queue.ring]
         queue.stop()
-        self._running = [other for other in self._running if other is not queue]
 
     def _take_descriptor(self, message: Message) -> tuple[Virtqueue, int]:
         """The ring, and the descriptor, which does not block us; -1: there is none."""
@@ -458,8 +463,10 @@ class FrontEnd:
         except OSError as error:
             queue.set_descriptor("kick_fd", -1)
             raise ProtocolError(f"a kick descriptor that can't be watched: {error.strerror}") from None
+        was_started = queue.ring is not None
         queue.resolve(self._memory)
-        queue.keep_track(self._inflight.of_ring(queue.index) if self._inflight is not None else None)
+        if queue.ring is not None and not was_started and self._inflight is not None:
+            queue.ring.keep_track(self._inflight)
 
     async def _set_vring_call(self, message: Message) -> None:
         queue, fd = self._take_descriptor(message)

@@ -1,9 +1,10 @@
-"""What is under way on a ring, in memory that outlives us: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD, for split rings.
+"""What is under way on a ring, in memory that outlives us: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD.
 
 The front end keeps the memory (a memfd of ours, sealed, so that a load here is no SIGBUS) and hands it to the next
 server after our death. There every request that was taken and not shown as used is found again, in the order in which
 they were taken, and done once more. The layout is that of "Inflight I/O tracking", and so is the order of the steps:
-what is used is chained as a batch before the used index changes, which one change does, and let go after it.
+what is used is chained as a batch before the used index changes, which one change does, and let go after it. Here are
+the memory and the part of a split ring; packed_inflight.py has that of a packed one.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ _HEAD = struct.Struct("<QHHHH")  # features, version, entries, last_batch_head, 
 _VERSION = 1
 _STATE_BYTES = 16  # u8 inflight, 5 bytes, u16 next, u64 counter
 _NEXT_OFFSET, _COUNTER_OFFSET = 6, 8
+_PACKED_HEAD_BYTES = _PACKED_STATE_BYTES = 32
 _ALIGNMENT = 64
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def ring_bytes(entries: int) -> int:
-    return -(-(_HEAD.size + _STATE_BYTES * entries) // _ALIGNMENT) * _ALIGNMENT
+def ring_bytes(entries: int, *, is_packed: bool = False) -> int:
+    size = _PACKED_HEAD_BYTES + _PACKED_STATE_BYTES * entries if is_packed else _HEAD.size + _STATE_BYTES * entries
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def create(rings: int, entries: int) -> int:
+def create(rings: int, entries: int, *, is_packed: bool = False) -> int:
     """A descriptor of zeros for so many rings, which is the caller's to close."""
     fd = os.memfd_create("vhost-user-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.posix_fallocate(fd, 0, rings * ring_bytes(entries))
+        os.posix_fallocate(fd, 0, rings * ring_bytes(entries, is_packed=is_packed))
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
@@ -44,8 +47,9 @@ def create(rings: int, entries: int) -> int:
 class Inflight:
     """The mapping of all rings."""
 
-    def __init__(self, fd: int, size: int, offset: int, rings: int, entries: int) -> None:
-        if offset or not rings or not entries or size < rings * ring_bytes(entries) or os.fstat(fd).st_size < size:
+    def __init__(self, fd: int, size: int, offset: int, rings: int, entries: int, *, is_packed: bool = False) -> None:
+        part = ring_bytes(entries, is_packed=is_packed)
+        if offset or not rings or not entries or size < rings * part or os.fstat(fd).st_size < size:
             raise ProtocolError(f"memory for {rings} rings in flight of {size} bytes at {offset}")
         try:
             sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
@@ -55,13 +59,14 @@ class Inflight:
             raise ProtocolError("memory for what is in flight that is not the sealed one we gave")
         self.entries = entries
         self._rings = rings
+        self._part_bytes = part
         self._mapping = mmap.mmap(fd, size)
 
-    def of_ring(self, index: int) -> RingInflight | None:
+    def part(self, index: int) -> memoryview | None:
+        """What belongs to a ring; None: there is nothing for it."""
         if index >= self._rings:
             return None
-        start = index * ring_bytes(self.entries)
-        return RingInflight(memoryview(self._mapping)[start : start + ring_bytes(self.entries)], self.entries)
+        return memoryview(self._mapping)[index * self._part_bytes : (index + 1) * self._part_bytes]
 
 
 class RingInflight:

@@ -16,6 +16,7 @@ from pathlib import Path
 VERSION_1, EVENT_INDEX, INDIRECT, PROTOCOL = 1 << 32, 1 << 29, 1 << 28, 1 << 30
 FLUSH, CONFIG_WCE = 1 << 9, 1 << 11
 READ_ONLY = 1 << 5
+OTHER_FORMAT = 1 << 34  # of packed rings
 
 GUEST_BASE = 0x1000_0000  # where the memory lies for the guest
 USER_BASE = 0x7F00_0000_0000  # and for the front end
@@ -30,7 +31,9 @@ Buffer = tuple[int, int, bool]  # offset in the memory, length, may the device w
 
 
 class FrontEnd:
-    """Connected; ``setup`` makes the rest as a driver would."""
+    """Connected; ``setup`` makes the rest as a driver would. Its rings are split ones."""
+
+    always = 0  # a feature that is taken whatever else is
 
     def __init__(self, path: Path, timeout_s: float = 20.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -123,7 +126,8 @@ class FrontEnd:
 
     def negotiate(self, features: int | None = None) -> None:
         offered = self.ask_u64(1)
-        self.features = offered if features is None else features & offered
+        self.features = offered & ~OTHER_FORMAT if features is None else features & offered
+        self.features |= self.always
         self.send(2, struct.pack("<Q", self.features))
         if self.features & PROTOCOL:
             self.send(16, struct.pack("<Q", self.ask_u64(15)))
@@ -135,14 +139,22 @@ class FrontEnd:
 
     def start_ring(self, index: int = 0) -> None:
         self.send(8, struct.pack("<II", index, self.entries))
-        self.send(10, struct.pack("<II", index, self.available))
-        self.send(
-            9, struct.pack("<IIQQQQ", index, 0, USER_BASE + TABLE, USER_BASE + USED, USER_BASE + AVAILABLE, 0)
-        )
+        self.send(10, struct.pack("<II", index, self.base()))
+        self.send(9, struct.pack("<IIQQQQ", index, 0, USER_BASE + TABLE, USER_BASE + USED, USER_BASE + AVAILABLE, 0))
         self.send(13, struct.pack("<Q", index), [self.call])
         self.send(12, struct.pack("<Q", index), [self.kick])
         if self.features & PROTOCOL:
             self.acknowledged(18, struct.pack("<II", index, 1))
+
+    def base(self) -> int:
+        """Where the ring begins, as the front end knows it."""
+        return self.available
+
+    def move(self, available: int) -> None:
+        """As if so many requests had come and gone."""
+        self.available = self.used = available
+        struct.pack_into("<H", self.memory, AVAILABLE + 2, available)
+        struct.pack_into("<H", self.memory, USED + 2, available)
 
     def stop_ring(self, index: int = 0) -> int:
         """Where it stands, with nothing under way."""

@@ -6,7 +6,7 @@ import fcntl
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from iscsi_ovs.shm_client import Context
 from tests.shm_server.conftest import ServerProcess
+from tests.shm_server.interfaces.machines import Machines, loses_its_device
 from tests.shm_server.vhost_front_end import (
     AVAILABLE,
     GUEST_BASE,
@@ -24,7 +25,6 @@ from tests.shm_server.vhost_front_end import (
     MEMORY_BYTES,
     NEXT,
     OK,
-    OUT,
     TABLE,
     USED,
     USER_BASE,
@@ -33,51 +33,6 @@ from tests.shm_server.vhost_front_end import (
 )
 
 MIB = 1 << 20
-
-
-class Machines:
-    """A server with the volumes "bad" and "good", each exported; a machine runs on "good" all the time."""
-
-    def __init__(self, server: ServerProcess, directory: Path) -> None:
-        self.server = server
-        self.bad_path = directory / "bad.sock"
-        self.context = Context(server.socket_path)
-        for name in ("bad", "good"):
-            self.context.create_volume(name, 16 * MIB)
-            self.context.export_volume(name, directory / f"{name}.sock")
-        self.good = FrontEnd(directory / "good.sock").setup()
-        self._round = 0
-
-    def bad(self) -> FrontEnd:
-        return FrontEnd(self.bad_path).setup()
-
-    def others_go_on(self) -> None:
-        """The other machine writes and reads, and the server answers."""
-        self._round = (self._round + 1) % 256
-        data = bytes([self._round]) * 512
-        assert self.good.request(OUT, self._round, data)[0] == OK
-        assert self.good.request(IN, self._round, read_bytes=512) == (OK, data)
-        assert self.context.stat_volume("bad").size_bytes == 16 * MIB
-
-    def close(self) -> None:
-        self.good.close()
-        self.context.close()
-
-
-@pytest.fixture
-def machines(server: ServerProcess, tmp_path: Path) -> Iterator[Machines]:
-    made = Machines(server, tmp_path)
-    yield made
-    made.close()
-    assert "mistake of the server" not in server.log()
-
-
-def loses_its_device(front_end: FrontEnd) -> None:
-    try:
-        while True:
-            front_end.receive()
-    except EOFError:
-        pass
 
 
 # Rings --------------------------------------------------------------------------------------------------------------
@@ -344,9 +299,7 @@ def test_random_chains(machines: Machines, seed: int, heads: list[int]) -> None:
     ),
     st.booleans(),
 )
-def test_random_messages(
-    machines: Machines, conversation: list[tuple[int, bytes, int, int]], is_running: bool
-) -> None:
+def test_random_messages(machines: Machines, conversation: list[tuple[int, bytes, int, int]], is_running: bool) -> None:
     """Messages at random, before or after a ring runs: the server and the others go on."""
     with FrontEnd(machines.bad_path) as front_end:
         if is_running:

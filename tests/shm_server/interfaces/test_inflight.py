@@ -1,4 +1,4 @@
-"""What a ring has under way, as a successor finds it, wherever its predecessor died."""
+"""What a split ring has under way, as a successor finds it, wherever its predecessor died."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def memory() -> Iterator[Inflight]:
 
 
 def ring(memory: Inflight, index: int = 0) -> RingInflight:
-    found = memory.of_ring(index)
-    assert found is not None
-    return found
+    part = memory.part(index)
+    assert part is not None
+    return RingInflight(part, memory.entries)
 
 
 def test_nothing_is_under_way_at_first(memory: Inflight) -> None:
     """Fresh memory has nothing, whatever the guest's used index says; a third ring is not there."""
     assert ring(memory).recover(7) == []
     assert ring(memory, 1).recover(0) == []
-    assert memory.of_ring(2) is None
+    assert memory.part(2) is None
 
 
 def test_in_the_order_in_which_they_were_taken(memory: Inflight) -> None:

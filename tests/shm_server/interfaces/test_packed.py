@@ -1,0 +1,297 @@
+"""A packed ring in a memfd: what is taken, what is shown, when the guest is called, what a successor finds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from shm_server.interfaces import inflight, packed, words
+from shm_server.interfaces.inflight import Inflight
+from shm_server.interfaces.messages import ProtocolError
+from shm_server.interfaces.packed_inflight import PackedInflight
+from tests.shm_server.interfaces.guests import DEVICE, DRIVER, ENTRIES, GUEST, SIZE, Guest
+
+NEXT, WRITE, INDIRECT = 1, 2, 4
+AVAILABLE, USED = 1 << 7, 1 << 15
+DISABLE, AT_DESCRIPTOR = 1, 2
+BEFORE_THE_END = 5 | 1 << 15 | 5 << 16 | 1 << 31  # a base three slots before the ring's end, in the first lap
+
+
+class PackedGuest(Guest):
+    """Positions are counted from the first lap on, whose wrap counter is 1."""
+
+    def __init__(self, base: int | None = None) -> None:
+        super().__init__(is_packed=True, base=base)
+
+    def offer(self, position: int, *heads: int, length: int = 16, flags: int = 0) -> None:
+        """Each a buffer of one descriptor."""
+        for number, head in enumerate(heads):
+            self.descriptor(position + number, GUEST, length, head, flags)
+
+    def descriptor(self, position: int, address: int, length: int, buffer_id: int, flags: int) -> None:
+        marks = USED if position // ENTRIES % 2 else AVAILABLE
+        self.put(16 * (position % ENTRIES), "<QIHH", address, length, buffer_id, flags | marks)
+
+    def used(self, position: int) -> tuple[int, int] | None:
+        """ID and length, where the guest finds a used descriptor."""
+        length, buffer_id, flags = self.get(16 * (position % ENTRIES) + 8, "<IHH")
+        marks = 0 if position // ENTRIES % 2 else AVAILABLE | USED
+        return (buffer_id, length) if flags & (AVAILABLE | USED) == marks and flags & WRITE else None
+
+    def track(self, fd: int) -> None:
+        size = inflight.ring_bytes(ENTRIES, is_packed=True)
+        self.ring.keep_track(Inflight(fd, size, 0, 1, ENTRIES, is_packed=True))
+
+    def restart(self) -> None:
+        """The next server, which was told of no position."""
+        self.queue.stop()
+        self.queue.reset()
+        self.queue.set_features(is_packed=True, has_event_index=False, has_indirect=True)
+        self.start()
+
+
+@pytest.fixture
+def guest() -> Iterator[PackedGuest]:
+    made = PackedGuest()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def noted() -> Iterator[int]:
+    """Memory for what is in flight."""
+    fd = inflight.create(1, ENTRIES, is_packed=True)
+    yield fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("count", range(1, ENTRIES + 1))
+def test_a_batch_is_shown_whole(count: int) -> None:
+    """Of every size, across the ring's end, in another order than it was taken; and the next lap begins behind it."""
+    guest = PackedGuest(BEFORE_THE_END)
+    guest.offer(5, *range(100, 100 + count))
+    assert guest.ring.waiting()
+    taken = guest.ring.take(guest.memory, ENTRIES)
+    assert [chain.head for chain in taken] == list(range(100, 100 + count))
+    assert not guest.ring.waiting()
+    for chain in reversed(taken):
+        guest.ring.put(chain, 7)
+    assert [guest.used(5 + number) for number in range(count)] == [None] * count
+    guest.ring.publish()
+    assert [guest.used(5 + number) for number in range(count)] == [(100 + n, 7) for n in reversed(range(count))]
+    assert guest.calls() == 1
+    assert guest.ring.in_flight == 0
+    assert not guest.ring.waiting()
+    guest.offer(5 + count, 3)
+    assert [chain.head for chain in guest.ring.take(guest.memory, 1)] == [3]
+    guest.close()
+
+
+def test_the_first_of_a_batch_is_shown_last(guest: PackedGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others stand there before the one that the driver looks at."""
+    guest.offer(0, 4, 5, 6)
+    for chain in guest.ring.take(guest.memory, 3):
+        guest.ring.put(chain, 1)
+    seen = []
+    add = words.add
+
+    def look(address: int, bit: int) -> None:
+        seen.append([guest.used(number) for number in range(3)])
+        add(address, bit)
+
+    monkeypatch.setattr(words, "add", look)
+    guest.ring.publish()
+    assert seen == [[None, (5, 1), (6, 1)]]
+
+
+def test_chains(guest: PackedGuest) -> None:
+    """A chain's ID stands in its last descriptor; its one used descriptor skips as many slots as it took."""
+    guest.descriptor(0, GUEST, 16, 0, NEXT)
+    guest.descriptor(1, GUEST + SIZE - 100, 300, 0, NEXT | WRITE)
+    guest.descriptor(2, GUEST, 1, 9, WRITE)
+    guest.descriptor(3, GUEST, 16, 7, 0)
+    first, second = guest.ring.take(guest.memory, 8)
+    assert (first.head, first.slots, second.head, second.slots) == (9, 3, 7, 1)
+    assert [(start, length) for _, start, length in first.writable] == [(SIZE - 100, 100), (0, 200), (0, 1)]
+    guest.ring.put(first, 301)
+    guest.ring.put(second, 1)
+    guest.ring.publish()
+    assert (guest.used(0), guest.used(3)) == ((9, 301), (7, 1))
+    assert guest.used(1) is None
+
+
+def test_an_indirect_table(guest: PackedGuest) -> None:
+    """Its descriptors follow one another; flags other than WRITE mean nothing there."""
+    guest.put(0x4000, "<QIHH", GUEST, 16, 99, NEXT | INDIRECT)
+    guest.put(0x4010, "<QIHH", GUEST + 16, 1, 99, WRITE)
+    guest.descriptor(0, GUEST + 0x4000, 32, 5, INDIRECT)
+    (chain,) = guest.ring.take(guest.memory, 8)
+    assert (chain.head, chain.slots, len(chain.readable), len(chain.writable)) == (5, 1, 1, 1)
+
+
+def test_lies(guest: PackedGuest) -> None:
+    """A chain longer than the ring, one whose part is not there, an indirect part of a chain, a position outside."""
+    for position in range(ENTRIES):
+        guest.descriptor(position, GUEST, 16, 0, NEXT)
+    with pytest.raises(ProtocolError, match="longer than"):
+        guest.ring.take(guest.memory, 8)
+    guest.put(16 + 14, "<H", NEXT)
+    guest.descriptor(2, GUEST, 16, 0, 0)
+    with pytest.raises(ProtocolError, match="not available"):
+        guest.ring.take(guest.memory, 8)
+    guest.descriptor(1, GUEST, 16, 0, INDIRECT)
+    with pytest.raises(ProtocolError, match="indirect"):
+        guest.ring.take(guest.memory, 8)
+    with pytest.raises(ProtocolError, match="begins at 8"):
+        PackedGuest(8)
+
+
+@pytest.mark.parametrize(
+    ("position", "is_called"),
+    [(4, False), (5, True), (6, True), (8, True), (9, False), (15, False), (16, False), (13, False)],
+)
+def test_calls_by_event_index(position: int, is_called: bool) -> None:
+    """With EVENT_IDX the guest is called where the descriptor it asked for is used, and else not."""
+    guest = PackedGuest(BEFORE_THE_END)
+    guest.queue.has_event_index = True
+    guest.put(DRIVER, "<HH", position % ENTRIES | (position // ENTRIES + 1) % 2 << 15, AT_DESCRIPTOR)
+    guest.offer(5, 1, 2, 3, 4)
+    for chain in guest.ring.take(guest.memory, 8):
+        guest.ring.put(chain, 1)
+    guest.ring.publish()
+    assert bool(guest.calls()) is is_called
+    guest.close()
+
+
+def test_calls_by_flag(guest: PackedGuest) -> None:
+    """RING_EVENT_FLAGS_DISABLE keeps us silent."""
+    guest.put(DRIVER, "<HH", 0, DISABLE)
+    guest.offer(0, 0)
+    (chain,) = guest.ring.take(guest.memory, 8)
+    guest.ring.put(chain, 1)
+    guest.ring.publish()
+    assert guest.calls() == 0
+
+
+def test_arming(guest: PackedGuest) -> None:
+    """Before sleeping we say for which descriptor we want a kick; what came meanwhile keeps us awake."""
+    guest.queue.has_event_index = guest.ring.is_active = True
+    guest.offer(0, 0)
+    assert not guest.ring.arm()
+    guest.ring.take(guest.memory, 8)
+    assert guest.ring.arm()
+    assert not guest.ring.is_active
+    assert guest.get(DEVICE, "<HH") == (1 | 1 << 15, AT_DESCRIPTOR)
+
+
+def test_a_full_ring_under_way(guest: PackedGuest) -> None:
+    """Descriptors of the lap before, still under way, are not taken for new ones."""
+    guest.offer(0, *range(ENTRIES))
+    taken = guest.ring.take(guest.memory, ENTRIES)
+    for slot in range(ENTRIES):  # a driver that lies: as if they were of the next lap
+        guest.put(16 * slot + 14, "<H", USED)
+    assert not guest.ring.waiting()
+    guest.ring.put(taken[3], 1)
+    guest.ring.publish()
+    assert not guest.ring.waiting()
+    guest.offer(ENTRIES, 50)
+    assert [chain.head for chain in guest.ring.take(guest.memory, ENTRIES)] == [50]
+
+
+# After a death ------------------------------------------------------------------------------------------------------
+
+
+class DiedError(Exception):
+    pass
+
+
+def die(*_: object) -> None:
+    raise DiedError
+
+
+DEATHS = ["before it is shown", "when it is shown", "before the last word"]
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (3, 1, 2, 0)], ids=str)
+def test_death_in_the_middle_of_a_batch(
+    guest: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch, death: str, batch: tuple[int, ...]
+) -> None:
+    """A batch that the ring shows is over, one that it does not show is done again; each is answered once."""
+    guest.track(noted)
+    guest.descriptor(0, GUEST, 16, 0, NEXT)
+    guest.descriptor(1, GUEST, 1, 10, WRITE)
+    guest.offer(2, 11, 12, 13, 14)
+    taken = guest.ring.take(guest.memory, 5)
+    for number in batch:
+        guest.ring.put(taken[number], 1)
+    with monkeypatch.context() as patch:
+        if death == DEATHS[0]:
+            patch.setattr(words, "add", die)
+        elif death == DEATHS[1]:
+            patch.setattr(PackedInflight, "let_go", die)
+        else:
+            patch.setattr(PackedInflight, "commit", die)
+        with pytest.raises(DiedError):
+            guest.ring.publish()
+    is_shown = death != DEATHS[0]
+    guest.restart()
+    guest.track(noted)
+    again = guest.ring.take(guest.memory, 5)
+    expected = [10 + number for number in range(5) if not is_shown or number not in batch]
+    assert [chain.head for chain in again] == expected
+    assert not guest.ring.waiting()
+    shown = [10 + number for number in batch] if is_shown else []
+    for chain in reversed(again):
+        guest.ring.put(chain, 1)
+        guest.ring.publish()
+        shown.append(chain.head)
+        position = 0
+        for head in shown:
+            assert guest.used(position) == (head, 1)
+            position += 2 if head == 10 else 1
+        assert position == 6 or guest.used(position) is None
+    guest.offer(6, 1, 2, 3)
+    assert [chain.head for chain in guest.ring.take(guest.memory, 5)] == [1, 2, 3]
+
+
+def test_death_while_it_takes(guest: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not noted wholly is found in the ring again, in its place."""
+    guest.track(noted)
+    guest.offer(0, 1, 2, 3)
+    guest.ring.take(guest.memory, 1)
+    calls = []
+    pack = packed.PackedInflight._set
+
+    def once(self: PackedInflight, entry: int, field: int, value: int) -> None:
+        calls.append(entry)
+        if len(calls) == 2:
+            raise DiedError
+        pack(self, entry, field, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedInflight, "_set", once)
+        with pytest.raises(DiedError):
+            guest.ring.take(guest.memory, 2)
+    guest.restart()
+    guest.track(noted)
+    heads = []
+    while chains := guest.ring.take(guest.memory, 5):
+        heads += [chain.head for chain in chains]
+    assert heads == [1, 2, 3]
+
+
+@pytest.mark.parametrize("field", range(12, 22))
+def test_scribbles(guest: PackedGuest, noted: int, field: int) -> None:
+    """Whatever a front end writes into that memory, no index of it leads out of it."""
+    guest.track(noted)
+    guest.offer(0, *range(ENTRIES))
+    guest.ring.take(guest.memory, 5)
+    os.pwrite(noted, b"\xff", field)
+    for entry in range(ENTRIES):
+        os.pwrite(noted, b"\x01\xff\xff\xff\xff\xff\x09", 32 + 32 * entry)
+    guest.restart()
+    with pytest.raises(ProtocolError):
+        guest.track(noted)
