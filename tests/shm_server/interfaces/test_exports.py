@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -16,8 +17,8 @@ import pytest
 from iscsi_ovs.shm_client import Context
 from tests.interop.processes import wait_until
 from tests.shm_server.conftest import ServerProcess
+from tests.shm_server.packed_front_end import PackedFrontEnd
 from tests.shm_server.vhost_front_end import (
-    AVAILABLE,
     CONFIG_WCE,
     DISCARD,
     EVENT_INDEX,
@@ -27,12 +28,12 @@ from tests.shm_server.vhost_front_end import (
     IN,
     INDIRECT,
     IO_ERROR,
+    MEMORY_BYTES,
     OK,
     OUT,
     PROTOCOL,
     READ_ONLY,
     UNSUPPORTED,
-    USED,
     VERSION_1,
     WRITE_ZEROES,
     FrontEnd,
@@ -49,11 +50,18 @@ def context(server: ServerProcess) -> Iterator[Context]:
         yield made
 
 
+@pytest.fixture(params=[FrontEnd, PackedFrontEnd], ids=["split", "packed"])
+def kind(request: pytest.FixtureRequest) -> type[FrontEnd]:
+    """The format of the machine's rings."""
+    assert issubclass(request.param, FrontEnd)
+    return request.param
+
+
 @pytest.fixture
-def front_end(context: Context, tmp_path: Path) -> Iterator[FrontEnd]:
+def front_end(context: Context, tmp_path: Path, kind: type[FrontEnd]) -> Iterator[FrontEnd]:
     """A machine that runs on the volume "disk"."""
     context.export_volume("disk", tmp_path / "vm.sock")
-    with FrontEnd(tmp_path / "vm.sock") as made:
+    with kind(tmp_path / "vm.sock") as made:
         yield made.setup()
 
 
@@ -81,11 +89,11 @@ def contents(context: Context, offset: int, length: int) -> bytes:
     ],
     ids=["all", "none", "protocol", "event index", "indirect, written through"],
 )
-def test_what_is_written_is_there(context: Context, tmp_path: Path, features: int | None) -> None:
+def test_what_is_written_is_there(context: Context, tmp_path: Path, kind: type[FrontEnd], features: int | None) -> None:
     """Bytes written by the guest are the volume's, and bytes of the volume the guest's, whatever was negotiated."""
     data = os.urandom(96 << 10)
     context.export_volume("disk", tmp_path / "vm.sock")
-    with FrontEnd(tmp_path / "vm.sock") as front_end:
+    with kind(tmp_path / "vm.sock") as front_end:
         front_end.setup(features)
         assert front_end.request(OUT, 8, data) == (OK, b"")
         assert front_end.request(FLUSH_KIND) == (OK, b"")
@@ -98,14 +106,14 @@ def test_the_ring_goes_round(front_end: FrontEnd) -> None:
     """Requests beyond the ring's size, past the byte's end of its index and past its 16 bits' end are all answered."""
     for number in range(300):
         assert front_end.request(OUT, number, bytes([number & 255]) * 512)[0] == OK
-    assert front_end.stop_ring() == 300
-    front_end.available = front_end.used = 0xFFF0
-    struct.pack_into("<H", front_end.memory, AVAILABLE + 2, 0xFFF0)
-    struct.pack_into("<H", front_end.memory, USED + 2, 0xFFF0)
+    assert front_end.available == 300
+    assert front_end.stop_ring() == front_end.base()
+    front_end.move(0xFFF0)
     front_end.start_ring()
     for number in range(40):
         assert front_end.request(IN, number, read_bytes=512) == (OK, bytes([number]) * 512)
-    assert front_end.stop_ring() == (0xFFF0 + 40) & 0xFFFF
+    assert front_end.available & 0xFFFF == (0xFFF0 + 40) & 0xFFFF
+    assert front_end.stop_ring() == front_end.base()
 
 
 def test_many_at_once_with_buffers_cut_anywhere(front_end: FrontEnd) -> None:
@@ -234,7 +242,9 @@ def test_exports_of_the_configuration(start_server: Callable[..., ServerProcess]
     assert not (tmp_path / "disk").exists()
 
 
-def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+def test_the_death_of_the_server(
+    start_server: Callable[..., ServerProcess], tmp_path: Path, kind: type[FrontEnd]
+) -> None:
     """A front end that reconnects to the next server finds every request answered that was under way, in its order.
 
     The first server has done two of them out of turn, and dies with five open, two of them writes of the same sector.
@@ -246,7 +256,7 @@ def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp
     with Context(server.socket_path) as context, ExitStack() as stack:
         context.create_volume("disk", SIZE)
         wait_until(path.exists, 10, "the export")
-        front_end = stack.enter_context(FrontEnd(path))
+        front_end = stack.enter_context(kind(path))
         front_end.negotiate()
         front_end.track()
         front_end.share_memory()
@@ -271,15 +281,15 @@ def test_the_death_of_the_server(start_server: Callable[..., ServerProcess], tmp
         front_end.negotiate()
         front_end.track()
         front_end.share_memory()
-        front_end.available = front_end.used  # all that QEMU knows then
+        available, front_end.available = front_end.available, front_end.used  # all that QEMU knows then
         front_end.start_ring()
+        front_end.available = available
         assert sorted(head for head, _ in front_end.await_used(5)) == [0, 6, 9, 15, 18]
-        front_end.available = len(writes)
         found = front_end.request(IN, 0, read_bytes=10 * 512)[1]
         assert [found[sector * 512 : sector * 512 + 1] for sector in (0, 1, 2, 3, 8, 9)] == [
             b"a", b"f", b"d", b"g", b"b", b"e",
         ]  # fmt: skip
-        assert front_end.stop_ring() == len(writes) + 1
+        assert front_end.stop_ring() == front_end.base()
 
 
 def test_read_only(context: Context, tmp_path: Path) -> None:
@@ -362,11 +372,31 @@ def test_unexport_waits_for_what_has_started(start_server: Callable[..., ServerP
                 front_end.offer(0)
                 wait_until(lambda: context.list_handles()[0].in_flight, 10, "a request in flight")
                 if attempt == b"a":
-                    assert front_end.stop_ring() == 1
+                    assert front_end.stop_ring() == front_end.base()
                     assert front_end.await_used() == [(0, 1)]
                     front_end.start_ring()
             context.unexport_volume("disk")
         assert contents(context, 0, 512) == b"b" * 512
+
+
+def test_a_ring_stops_although_an_answer_is_lost(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """A request whose status can't be written, for its memory is gone, does not keep its ring from stopping."""
+    slow = {"delay": [{"volume": "disk", "operations": ["write"], "offset": 0, "length": 512, "seconds": 0.3}]}
+    server = start_server(shm_server=slow)
+    with Context(server.socket_path) as context:
+        context.create_volume("disk", SIZE)
+        context.export_volume("disk", tmp_path / "vm.sock")
+        with FrontEnd(tmp_path / "vm.sock") as front_end:
+            front_end.setup()
+            status = MEMORY_BYTES - 4096
+            struct.pack_into("<IIQ", front_end.memory, 0x30000, OUT, 0, 0)
+            front_end.chain([(0x30000, 528, False), (status, 1, True)])
+            front_end.offer(0)
+            wait_until(lambda: context.list_handles()[0].in_flight, 10, "a request in flight")
+            os.ftruncate(front_end.memory_fd, status)
+            fcntl.fcntl(front_end.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)  # a write beyond its end fails
+            assert front_end.stop_ring() == 1
+        assert "can't be answered" in server.log()
 
 
 def test_killed_machine(front_end: FrontEnd, server: ServerProcess, context: Context, tmp_path: Path) -> None:
