@@ -29,6 +29,7 @@ FORMATS = (
     "iscsi_ovs/commands/vpd.py",
     "iscsi_ovs/commands/mode_pages.py",
     "iscsi_ovs/commands/sense.py",
+    "iscsi_ovs/images/qcow2.py",
     "iscsi_ovs/observe/pcap.py",
     "shm_server/abi/*",
     "shm_server/interfaces/*",

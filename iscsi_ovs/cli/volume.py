@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iscsi_ovs import config
-from iscsi_ovs.cli import shared
+from iscsi_ovs.cli import images, shared
 
 if TYPE_CHECKING:
     from iscsi_ovs.shm_client import VolumeStat
@@ -106,28 +106,52 @@ def volume_resize(name: str, size: str, state_dir: Path | None) -> None:
 
 
 @volume.command("export")
-@click.argument("name")
+@click.argument("name", metavar="VOLUME[@SNAPSHOT]")
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
+@images.format_option
+@click.option("--yes", "is_sure", is_flag=True, help="Replace FILE.")
 @click.option(
     "--vhost-user",
     "path",
-    required=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
     help="Listen on this Unix socket for a virtual machine (vhost-user-blk).",
 )
 @click.option("--read-only", is_flag=True, help="Let the machine read only; others may write meanwhile.")
 @shared.state_dir_option
-def volume_export(name: str, path: Path, read_only: bool, state_dir: Path | None) -> None:
-    """Serve the volume NAME to a virtual machine as its disk, and print how to start that.
+def volume_export(
+    name: str,
+    file: Path | None,
+    image_format: str | None,
+    is_sure: bool,
+    path: Path | None,
+    read_only: bool,
+    state_dir: Path | None,
+) -> None:
+    """Write a volume or snapshot to the image FILE, or serve it to a virtual machine as its disk.
 
-    Returns once the socket listens. The export holds the volume, and ends with "unexport" or with the volume server;
-    one that shall always be there stands in vpool.json.
+    FILE is raw or qcow2, by its name or --format; holes stay holes. It has its name only when it is whole.
+
+    With --vhost-user it returns once the socket listens, and prints how to start the machine. That export holds the
+    volume, and ends with "unexport" or with the volume server; one that shall always be there stands in vpool.json.
     """
+    if (file is None) is (path is None):
+        raise click.UsageError("one of FILE and --vhost-user")
+    if path is not None:
+        _serve_to_machine(name, path, read_only, state_dir)
+    elif file is not None:
+        images.export_file(name, file, image_format, is_sure, state_dir)
+
+
+def _serve_to_machine(name: str, path: Path, read_only: bool, state_dir: Path | None) -> None:
     from iscsi_ovs.machines import explain
 
     with shared.context(state_dir) as context:
         context.export_volume(name, path.absolute(), read_only=read_only)
     click.echo(explain(name, str(path.absolute())))
+
+
+volume.add_command(images.volume_import)
 
 
 @volume.command("unexport")

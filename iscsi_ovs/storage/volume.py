@@ -91,8 +91,9 @@ class AioCompletion:
 
 Callback = Callable[[AioCompletion], object]
 
-_READS = (block.Operation.READ, block.Operation.COMPARE, block.Operation.COMPARE_AND_WRITE, block.Operation.OR_WRITE)
-_WRITES = [operation for operation in block.Operation if operation not in _READS[:2]]
+_READS_ONLY = (block.Operation.READ, block.Operation.COMPARE, block.Operation.EXTENTS)
+_READS = (*_READS_ONLY, block.Operation.COMPARE_AND_WRITE, block.Operation.OR_WRITE)
+_WRITES = [operation for operation in block.Operation if operation not in _READS_ONLY]
 
 
 class Volume:
@@ -143,6 +144,14 @@ class Volume:
     def write_zeroes(self, offset: int, length: int, *, fua: bool = False, no_unmap: bool = False) -> None:
         """Zero the range; ``no_unmap``: keep its space allocated (beyond the C API)."""
         self._context.finish(self.aio_write_zeroes(offset, length, fua=fua, no_unmap=no_unmap))
+
+    def extent(self, offset: int, length: int) -> tuple[bool, int]:
+        """Whether there is data at ``offset``, and for how many of the ``length`` bytes that holds; what is no data
+        reads as zeros (beyond the C API).
+        """
+        completion = self._start(block.Request(block.Operation.EXTENTS, offset, length), None)
+        holds_bytes = self._context.finish(completion)
+        return bool(completion.detail), holds_bytes
 
     def compare(
         self, buffer: Buffer, length: int, offset: int, *, buffer_offset: int = 0, pattern: int = 0

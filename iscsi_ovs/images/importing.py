@@ -1,0 +1,84 @@
+"""A file becomes a volume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from iscsi_ovs import shm_client
+from iscsi_ovs.images import files, origin, probing, transfer
+from iscsi_ovs.images.image import ImageError, Kind, Reader
+from iscsi_ovs.images.qcow2_reader import Qcow2Reader
+from iscsi_ovs.images.raw import RawReader
+
+Progress = Callable[[int], object]  # so many bytes of the disk are behind us
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is open, and what it says of itself beside its bytes."""
+
+    path: Path
+    reader: Reader
+    stands_on: str  # the name of its backing file; "": on nothing
+    origin: origin.Origin | None
+
+
+@contextlib.contextmanager
+def opened(path: Path, image_format: str | None) -> Iterator[Image]:
+    """``image_format``: "raw", "qcow2", or None to find out. ImageError, with the file's name, also from the block."""
+    with files.source(path) as (fd, size_bytes):
+        try:
+            head = os.pread(fd, probing.HEAD_BYTES, 0)
+            if (image_format or probing.probe(head, path.name, size_bytes)) == "raw":
+                yield Image(path, RawReader(fd, size_bytes), "", None)
+                return
+            reader = Qcow2Reader(fd, size_bytes)
+            description = reader.description
+            backing = description.backing
+            found = Image(path, reader, "" if backing is None else backing.name, origin.decode(description.extensions))
+            if found.origin is not None and found.origin.since is not None and backing is None:
+                raise ImageError("it is a difference, and names nothing that it stands on")
+            yield found
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+
+
+def import_image(context: shm_client.Context, image: Image, name: str, progress: Progress) -> None:
+    """A new volume that is what the image shows, durable. What fails or is interrupted leaves no volume. EEXIST."""
+    if image.stands_on:
+        raise ImageError(_stands_on(image))
+    if not image.reader.size_bytes:
+        raise ImageError("it is the image of a disk of no bytes")
+    context.create_volume(name, image.reader.size_bytes)
+    try:
+        with context.open(name, owner=f"import pid {os.getpid()}") as volume:
+            fill(context, volume, image.reader, progress, is_blank=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what is told
+            context.remove_volume(name, force=True)
+        raise
+
+
+def fill(
+    context: shm_client.Context, volume: shm_client.Volume, reader: Reader, progress: Progress, *, is_blank: bool
+) -> None:
+    """What the image has into the volume, durable at the end. ``is_blank``: that reads zeros everywhere."""
+    filler = transfer.Filler(context, volume, reader.step_bytes, is_blank=is_blank)
+    for extent in reader.extents():
+        if extent.kind in (Kind.DATA, Kind.COMPRESSED):
+            reader.fill(extent, filler.buffer().data[: extent.length])
+            filler.write(extent.offset, extent.length)
+        elif extent.kind is Kind.ZERO:
+            filler.zero(extent.offset, extent.length)
+        progress(extent.length)
+    filler.flush()
+
+
+def _stands_on(image: Image) -> str:
+    if image.origin is not None and image.origin.since is not None:
+        return f"it is the difference since {image.origin.since}: import it --onto a volume that is that"
+    return f"it stands on another image, {image.stands_on}: qemu-img convert makes one image of both"

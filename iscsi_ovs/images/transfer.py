@@ -1,0 +1,145 @@
+"""Bytes between a volume and an image, several requests under way at once: reading ahead, writing behind.
+
+The volume server fills and empties buffers while this process works on others of them, so the slower of the two sets
+the pace. What comes out comes in order; what goes in has none. This file knows no format.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from iscsi_ovs import shm_client
+from iscsi_ovs.images.image import PAGE_BYTES, STEP_BYTES, runs
+
+BUFFERS = 8
+ZEROES_IN_FLIGHT = 64
+ZEROES_BYTES = 1 << 30  # at once
+PIECES_IN_FLIGHT = 1000  # those without data take no buffer
+
+Piece = tuple[int, int, bool]  # offset, length, whether there is data
+
+
+def allocated(volume: shm_client.Volume, granule_bytes: int) -> Iterator[Piece]:
+    """The pieces of a volume that may hold data, in order, whole granules, none across a border of STEP_BYTES.
+
+    The holes between are found by asking, but not within a step: there a read is cheaper than many questions.
+    """
+    step_bytes = max(STEP_BYTES, granule_bytes)
+    at, end, data_end = 0, volume.size, 0
+    while at < end:
+        if at >= data_end:
+            is_data, length = volume.extent(at, end - at)
+            data_end = at + length
+            if not is_data:
+                hole_end = end if data_end >= end else data_end // granule_bytes * granule_bytes
+                if hole_end > at:
+                    at = hole_end
+                    continue
+        stop = min(end, at - at % step_bytes + step_bytes)
+        yield at, stop - at, True
+        at = stop
+
+
+def read(
+    context: shm_client.Context, volume: shm_client.Volume, pieces: Iterable[Piece], step_bytes: int
+) -> Iterator[tuple[int, int, memoryview | None]]:
+    """Offset, length and bytes of each piece (None: it has no data), in order; the bytes until the next one is asked
+    for. No piece of data is longer than ``step_bytes``."""
+    free = allocate(context, step_bytes)
+    under_way: deque[tuple[int, int, shm_client.Buffer | None, shm_client.AioCompletion | None]] = deque()
+
+    def oldest() -> Iterator[tuple[int, int, memoryview | None]]:
+        offset, length, buffer, completion = under_way.popleft()
+        if completion is None or buffer is None:
+            yield offset, length, None
+            return
+        if context.finish(completion) < length:
+            raise OSError(errno.EIO, f"volume {volume.name} ends before byte {offset + length}")
+        yield offset, length, buffer.data[:length]
+        free.append(buffer)
+
+    for offset, length, is_data in pieces:
+        while under_way and (len(under_way) >= PIECES_IN_FLIGHT or (is_data and not free)):
+            yield from oldest()
+        if is_data:
+            buffer = free.pop()
+            under_way.append((offset, length, buffer, volume.aio_read(buffer, length, offset)))
+        else:
+            under_way.append((offset, length, None, None))
+    while under_way:
+        yield from oldest()
+
+
+def allocate(context: shm_client.Context, size: int) -> list[shm_client.Buffer]:
+    """As many buffers as can be had, and one at least. ENOMEM."""
+    buffers = [context.allocate(size)]
+    while len(buffers) < BUFFERS:
+        try:
+            buffers.append(context.allocate(size))
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            break
+    return buffers
+
+
+class Filler:
+    """Writes to a volume, behind its caller. Errors of a request are raised by a later call, at the latest by flush().
+
+    ``is_blank``: the volume reads zeros everywhere, so zeros need not be written.
+    """
+
+    def __init__(
+        self, context: shm_client.Context, volume: shm_client.Volume, step_bytes: int, *, is_blank: bool
+    ) -> None:
+        self._context = context
+        self._volume = volume
+        self._is_blank = is_blank
+        self._free = allocate(context, step_bytes)
+        self._writing: deque[tuple[shm_client.Buffer, list[shm_client.AioCompletion]]] = deque()
+        self._zeroing: deque[shm_client.AioCompletion] = deque()
+
+    def buffer(self) -> shm_client.Buffer:
+        """One to fill, and to hand to write()."""
+        if not self._free:
+            buffer, completions = self._writing.popleft()
+            self._free.append(buffer)
+            for completion in completions:
+                self._context.finish(completion)
+        return self._free[-1]
+
+    def write(self, offset: int, length: int) -> None:
+        """What the buffer begins with, at ``offset``; pages of zeros become holes."""
+        buffer = self._free.pop()
+        completions: list[shm_client.AioCompletion] = []
+        self._writing.append((buffer, completions))
+        with self._context.batch():
+            for start, stop, is_zero in runs(buffer.data[:length], PAGE_BYTES):
+                if is_zero:
+                    self.zero(offset + start, stop - start)
+                else:
+                    completions.append(
+                        self._volume.aio_write(buffer, stop - start, offset + start, buffer_offset=start)
+                    )
+
+    def zero(self, offset: int, length: int) -> None:
+        if self._is_blank:
+            return
+        for at in range(0, length, ZEROES_BYTES):
+            if len(self._zeroing) >= ZEROES_IN_FLIGHT:
+                self._context.finish(self._zeroing.popleft())
+            step = min(ZEROES_BYTES, length - at)
+            self._zeroing.append(self._volume.aio_write_zeroes(offset + at, step))
+
+    def flush(self) -> None:
+        """All of it is in the volume, durably."""
+        while self._writing:
+            buffer, completions = self._writing.popleft()
+            self._free.append(buffer)
+            for completion in completions:
+                self._context.finish(completion)
+        while self._zeroing:
+            self._context.finish(self._zeroing.popleft())
+        self._volume.flush()
