@@ -58,6 +58,7 @@ class Layer:
         data = self._data
         if data is None:
             data = self._data = open_data(self.file, self._directory, is_writable=self.is_writable)
+            self.was_used = True  # or the file would be the first to go, where all others were used
             if not self.is_writable:
                 self._files.add(self)
         self.was_used = True

@@ -77,7 +77,8 @@ class LayeredStore:
     def _read_piece_now(self, owner: int, views: Views, offset: int) -> int:
         if owner == NOBODY:
             return os.preadv(_zeros, views, 0)
-        return self.stack[owner].reader.read_now(views, offset)
+        reader = self.stack[owner].reader  # held: without a reference to it its file may be closed before it is read
+        return reader.read_now(views, offset)
 
     def read(self, views: Views, offset: int) -> int:
         total = sum(map(len, views))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,24 @@ def test_the_map_in_memory_is_bounded(tmp_path: Path) -> None:
             for volume in (first, second):
                 assert pool.read(volume, place, PAGE) == volume.name.encode() * PAGE
     pool.close()
+
+
+def test_few_files_of_many_layers_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tmpfs, too, where a file is read without a Python frame that would keep it open."""
+    monkeypatch.setattr("shm_server.stores.file.MAX_OPEN_LAYERS", 1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        pool = Pool(Path(directory))
+        pool.run(pool.manager.create("demo", SIZE))
+        with pool.volume("demo") as volume:
+            for number in range(4):
+                pool.write(volume, number * PAGE, bytes([number + 1]) * PAGE)
+                snapshot(pool, f"s{number}")
+            for number in (1, 2, 3) * 3:
+                assert pool.read(volume, number * PAGE, PAGE) == bytes([number + 1]) * PAGE
+            assert (
+                sum(Path(f"/proc/self/fd/{fd}").resolve().suffix == ".data" for fd in os.listdir("/proc/self/fd")) <= 2
+            )
+        pool.close()
 
 
 def test_what_can_not_be(pool: Pool, volume: Volume, tmp_path: Path) -> None:
