@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 # The environment is ready when a stamp of *this* pyproject.toml lies in it: the stamp is written last,
 # because a `python3 -m venv` that failed half way leaves a python behind that looks like success.
-.PHONY: env serve test lint bench bench-long conformance soak traces packages-test packages-bench clean
+.PHONY: env serve test lint bench bench-iscsi bench-snapshots bench-long conformance soak traces packages-test packages-bench clean
 .DEFAULT_GOAL := test
 
 env:
@@ -40,9 +40,14 @@ lint: env
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# This target beside Debian's tgtd, in one run (ARGS='--quick' for a first look).
-bench: env packages-bench
+# This target beside Debian's tgtd, and volumes with snapshots beside QEMU's qcow2 (ARGS='--quick' for a first look).
+bench: bench-iscsi bench-snapshots
+
+bench-iscsi: env packages-bench
 	$(BIN)/python -m benchmarks.bench_iscsi $(ARGS)
+
+bench-snapshots: env packages-bench
+	$(BIN)/python -m benchmarks.bench_snapshots $(ARGS)
 
 # What one session waits while another unmaps, formats or sanitizes 1 TiB.
 bench-long: env

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import report
+from benchmarks.load import Load, Shape, at_random, fill
 from benchmarks.report import GIB, KIB, MIB
 from iscsi_ovs import shm_client
 from tests.interop import processes
@@ -29,101 +28,35 @@ from tests.interop.serving import Serve
 
 TMPFS = Path("/dev/shm")
 
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    kind: str
-    block_bytes: int
-    depth: int
-
-    @property
-    def name(self) -> str:
-        size = f"{self.block_bytes // MIB} MiB" if self.block_bytes >= MIB else f"{self.block_bytes // KIB} KiB"
-        return f"{size} {self.kind} × {self.depth}"
-
-
 POINTS = tuple(
-    Point(kind, block_bytes, depth)
+    Shape(kind, block_bytes, depth)
     for block_bytes, depth in ((4 * KIB, 1), (4 * KIB, 32), (64 * KIB, 8), (256 * KIB, 8), (MIB, 4))
     for kind in ("read", "write")
 )
 
 
-class Load:
-    """One point: `depth` buffers, each in flight until the time is up, at random places of the volume."""
-
-    def __init__(self, context: shm_client.Context, volume: shm_client.Volume, point: Point) -> None:
-        self.context = context
-        self.volume = volume
-        self.point = point
-        self.buffers = [context.allocate(point.block_bytes) for _ in range(point.depth)]
-        self.finished: list[int] = []  # buffers whose request is done
-        self.done_requests = 0
-        rng = random.Random(1)
-        blocks = volume.size // point.block_bytes
-        self.offsets = [rng.randrange(blocks) * point.block_bytes for _ in range(4096)]
-
-    def run(self, seconds: float) -> float:
-        """Bytes a second."""
-        started = time.monotonic()
-        deadline = started + seconds
-        outstanding = [self._submit(number) for number in range(self.point.depth)]
-        while time.monotonic() < deadline:
-            self.context.suspend(outstanding)
-            with self.context.batch():
-                finished, self.finished = self.finished, []
-                for number in finished:
-                    outstanding[number].result()
-                    outstanding[number] = self._submit(number)
-        for completion in outstanding:
-            completion.wait()
-            completion.result()
-        elapsed = time.monotonic() - started
-        for buffer in self.buffers:
-            self.context.deallocate(buffer)
-        return self.done_requests * self.point.block_bytes / elapsed
-
-    def _submit(self, number: int) -> shm_client.AioCompletion:
-        offset = self.offsets[(self.done_requests + number) & 4095]
-        submit = self.volume.aio_read if self.point.kind == "read" else self.volume.aio_write
-
-        def finished(_: shm_client.AioCompletion) -> None:
-            self.done_requests += 1
-            self.finished.append(number)
-
-        return submit(self.buffers[number], self.point.block_bytes, offset, finished)
-
-
-def fill(context: shm_client.Context, volume: shm_client.Volume) -> None:
-    """Random data in every block."""
-    buffer = context.allocate(MIB)
-    for offset in range(0, volume.size, MIB):
-        length = min(MIB, volume.size - offset)
-        buffer.data[:length] = random.Random(offset).randbytes(length)
-        volume.write(buffer, length, offset)
-    context.deallocate(buffer)
-
-
 def measure(serve: Serve, rounds: int, seconds: float) -> list[list[str]]:
     """A row for each point: requests or bytes a second, CPU seconds of the server and of this process per GiB."""
-    rates: dict[Point, list[float]] = {point: [] for point in POINTS}
-    costs: dict[Point, list[tuple[float, float]]] = {point: [] for point in POINTS}
+    rates: dict[Shape, list[float]] = {point: [] for point in POINTS}
+    costs: dict[Shape, list[tuple[float, float]]] = {point: [] for point in POINTS}
     with shm_client.Context(state_dir=serve.state_dir) as context, context.open("bench", os.O_RDWR) as volume:
         fill(context, volume)
         server = [serve.server_pid()]
+        offsets = {size: at_random(volume.size, size) for size in {point.block_bytes for point in POINTS}}
         for _ in range(rounds):
             for point in POINTS:
                 load = Load(context, volume, point)
                 before = processes.cpu_seconds(server), time.process_time()
-                rate = load.run(seconds)
-                gib = load.done_requests * point.block_bytes / GIB
-                rates[point].append(rate)
+                moved = load.run(offsets[point.block_bytes], seconds)
+                gib = moved.requests * point.block_bytes / GIB
+                rates[point].append(moved.requests * point.block_bytes / moved.seconds)
                 after = processes.cpu_seconds(server), time.process_time()
+                load.close()
                 costs[point].append(((after[0] - before[0]) / gib, (after[1] - before[1]) / gib))
     return [row(point, rates[point], costs[point]) for point in POINTS]
 
 
-def row(point: Point, rates: Sequence[float], costs: Sequence[tuple[float, float]]) -> list[str]:
+def row(point: Shape, rates: Sequence[float], costs: Sequence[tuple[float, float]]) -> list[str]:
     low, middle, high = report.spread(rates)
     server, client = (statistics.median(cost[side] for cost in costs) for side in (0, 1))
     around = f"{report.rate(low, point.block_bytes)} to {report.rate(high, point.block_bytes)}"

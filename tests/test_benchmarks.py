@@ -1,4 +1,4 @@
-"""The benchmark of the target's own code still fits the target: it runs, and every command comes back."""
+"""The benchmarks still fit what they measure: they run, and print their rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from benchmarks import bench_core
+from benchmarks import bench_core, bench_snapshots, pasts
+from tests.tools import require_tool
 
 
 def test_bench_core_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,3 +16,24 @@ def test_bench_core_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert bench_core.main() == 0
     rows = capsys.readouterr().out.splitlines()[-2:]
     assert [row.split("×")[0].strip() for row in rows] == ["4 KiB read", "4 KiB write"]
+
+
+@pytest.mark.parametrize("part", ["shm", "qcow2"])
+def test_bench_snapshots_runs(part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tiny volumes get their snapshots, and a row is printed for each point."""
+    require_tool("qemu-storage-daemon", "qemu-system-common")
+    tiny = ["--size", "1", "--rounds", "1", "--seconds", "0.01", "--snapshots", "3"]
+    monkeypatch.setattr(sys, "argv", ["bench_snapshots", "--only", part, *tiny])
+    monkeypatch.setattr(bench_snapshots, "REQUESTS", {4 << 10: 50, 1 << 20: 4})
+    assert bench_snapshots.main() == 0
+    said = capsys.readouterr().out
+    assert all(any(line.startswith(point.name) for line in said.splitlines()) for point in bench_snapshots.POINTS)
+
+
+def test_a_scattered_past_is_scattered() -> None:
+    """Each page is written once, and hardly ever before the same snapshot as its neighbour."""
+    plan = pasts.pages_between(pasts.SCATTERED, 1000, 300)
+    when = {page: number for number, pages in enumerate(plan) for page in pages}
+    assert len(plan) == 300
+    assert sorted(when) == list(range(1000))
+    assert sum(when[page] == when[page + 1] for page in range(999)) < 20
