@@ -37,6 +37,7 @@ from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.resets import Resets
 from iscsi_ovs.targets.sanitizing import Sanitizing
 from iscsi_ovs.targets.shutdown import Shutdown
+from iscsi_ovs.targets.snapshots import Snapshots
 from iscsi_ovs.targets.usage import Usage
 from iscsi_ovs.targets.volume_server import VolumeServer
 
@@ -66,7 +67,9 @@ class TargetServer:
         self.shutdown = Shutdown(core, self.members, self.stop)
         sanitizing = Sanitizing(core, self.disks, commands)
         Usage(core, self.disks, commands)
-        self.volume_server = VolumeServer(core, self.disks, self.members, records, sanitizing)
+        self.snapshots = Snapshots(core, self.disks)
+        self.snapshots.want(core.settings.snapshots)
+        self.volume_server = VolumeServer(core, self.disks, self.snapshots, self.members, records, sanitizing)
         self.ordering = Ordering(core, self.disks, commands, self._reroute)
         self._execute: Callable[[scsi.Command], None] = commands.execute  # bound once: on the path of every command
 
@@ -93,6 +96,7 @@ class TargetServer:
         """
         changes = self._portals.configure(configuration.groups)
         changes += self.nodes.configure(configuration.targets, configuration.groups)
+        self.snapshots.want(configuration.volumes)
         self.members.limit = configuration.max_sessions
         self.timing = configuration.timing
         for warning in configuration.warnings:

@@ -32,8 +32,7 @@ from shm_server.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 
-NAME_RULE = "[a-z0-9][a-z0-9.-]{0,62}"
-_NAME = re.compile(NAME_RULE)
+_NAME = re.compile(names.VOLUME_RULE)
 RECORD_RULE = "[a-z][a-z0-9-]{0,30}"
 _RECORD = re.compile(RECORD_RULE)
 
@@ -163,7 +162,7 @@ class Manager:
     async def add(self, name: str, size_bytes: int, make: Callable[[Record], None]) -> VolumeInfo:
         """A new volume that ``make`` makes, on a thread. EEXIST, EINVAL (name), ENOSPC."""
         if not _NAME.fullmatch(name):
-            raise OSError(errno.EINVAL, f"{name!r} is no volume name: {NAME_RULE}")
+            raise OSError(errno.EINVAL, f"{name!r} is no volume name: {names.VOLUME_RULE}")
         async with self.locked(name):
             if name in self._records:
                 raise OSError(errno.EEXIST, f"volume {name} exists")
@@ -262,14 +261,14 @@ class Manager:
 
     async def get_record(self, name: str, record: str) -> Versioned:
         """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
-        uuid = self.record(name).uuid
+        uuid = await self._identity(name)
         _check_record(record)
         found: Versioned = await self._keep(lambda: self._catalog.get_record(uuid, record))
         return found
 
     async def put_record(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:
         """Replace version ``version``: ESTALE where it is another; E2BIG. Waits (bounded) until the holders know."""
-        uuid = self.record(name).uuid
+        uuid = await self._identity(name)
         _check_record(record)
         if len(data) > MAX_RECORD_BYTES:
             raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
@@ -278,6 +277,11 @@ class Manager:
         if not await self._runtime.wait(known, ACK_LIMIT_S):
             log.warning("volume %s: a holder did not acknowledge its %s within %g s", name, record, ACK_LIMIT_S)
         return changed
+
+    async def _identity(self, name: str) -> str:
+        """The UUID of a volume, or a snapshot's own. ENOENT."""
+        record = await self.on_thread(lambda: self._snapshot_record(name)) if names.is_snapshot(name) else None
+        return (record or self.record(name)).uuid
 
     # Sanitize operations, as sanitizer.py needs them -----------------------------------------------------------------
 
@@ -391,6 +395,12 @@ class Manager:
     def open_snapshots(self, volume: str) -> list[str]:
         """The snapshots of a volume that are open, by the names that they are opened by."""
         return [name for name in self._open if name.startswith(f"{volume}{names.SEPARATOR}")]
+
+    async def tell_created(self, volume: str, snapshot: str) -> None:
+        self._watcher.volume_created(await self.look(names.join(volume, snapshot)))
+
+    def tell_removed(self, volume: str, snapshot: str, identity: str) -> None:
+        self._watcher.volume_removed(names.join(volume, snapshot), identity)
 
     async def vacate(self, held_names: Sequence[str], *, force: bool = False) -> None:
         """For who has the volume's lock: nobody holds it, or these snapshots of it, or EBUSY. Operations that are the

@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-NAME_RULE = "[A-Za-z0-9][A-Za-z0-9._:-]{0,126}"
-_NAME = re.compile(NAME_RULE)
+_NAME = re.compile(names.SNAPSHOT_RULE)
 
 
 class Snapshots:
@@ -61,13 +60,14 @@ class Snapshots:
     async def create(self, name: str, snapshot: str) -> Snapshot:
         """ENOENT; EEXIST; EINVAL (name); EBUSY: it is being sanitized; EOPNOTSUPP: not in this store."""
         if not _NAME.fullmatch(snapshot):
-            raise OSError(errno.EINVAL, f"{snapshot!r} is no name of a snapshot: {NAME_RULE}")
+            raise OSError(errno.EINVAL, f"{snapshot!r} is no name of a snapshot: {names.SNAPSHOT_RULE}")
         async with self._manager.locked(name):
             record = self._check(name)
             await self._manager.on_thread(lambda: self._lineage.check_new(record.uuid, snapshot))
             found = await self._push(record, snapshot)
             assert found is not None
             log.info("volume %s: snapshot %s", name, snapshot)
+            await self._manager.tell_created(name, snapshot)
             return found
 
     async def find(self, name: str, snapshot: str) -> Snapshot:
@@ -87,8 +87,11 @@ class Snapshots:
         async with self._manager.locked(name):
             record = self._check(name)
             await self._manager.vacate([names.join(name, snapshot)])
-            await self._manager.on_thread(lambda: self._lineage.remove_snapshot(record.uuid, snapshot))
+            gone: Snapshot = await self._manager.on_thread(
+                lambda: self._lineage.remove_snapshot(record.uuid, snapshot)
+            )
             log.info("volume %s: snapshot %s removed", name, snapshot)
+            self._manager.tell_removed(name, snapshot, gone.identity)
             try:
                 if not await self._manager.on_thread(lambda: self._lineage.stands_alone(record.uuid)):
                     await self._push(record)  # what is being written can't be merged
@@ -102,10 +105,10 @@ class Snapshots:
         async with self._manager.locked(name):
             record = self._check(name)
             found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(record.uuid, snapshot))
-            going: list[str] = await self._manager.on_thread(
+            going: list[Snapshot] = await self._manager.on_thread(
                 lambda: self._lineage.later_snapshots(record.uuid, snapshot)
             )
-            await self._manager.vacate([name, *(names.join(name, other) for other in going)])
+            await self._manager.vacate([name, *(names.join(name, other.name) for other in going)])
             await self._manager.opened(name)  # what a crash left to be written again is not to come later
             self._manager.close_unheld(name)
 
@@ -116,6 +119,8 @@ class Snapshots:
             self._manager.change_record(await self._manager.on_thread(roll_back))
             await self._look_again(record)
             log.info("volume %s: rolled back to %s", name, snapshot)
+            for other in going:
+                self._manager.tell_removed(name, other.name, other.identity)
             info = self._manager.stat(name)
             self._changed(info, [])
         self.tidy()

@@ -12,6 +12,7 @@ import click
 from iscsi_ovs import config, paths
 from iscsi_ovs.cli import portals, shared
 from iscsi_ovs.errors import ConfigurationError
+from shm_server.abi import names
 
 if TYPE_CHECKING:
     from iscsi_ovs.net.portal import Address
@@ -25,7 +26,13 @@ _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path, less its zero
 @shared.config_option
 @click.option("--portal", metavar="HOST:PORT", help=f"Listen here.  [default: {portals.DEFAULT_PORTAL}]")
 @click.option("--advertise", metavar="HOST:PORT", help="Tell initiators this address instead (NAT, containers).")
-@click.option("--volume", "volumes", multiple=True, metavar="NAME=SIZE", help="Create this volume if it is missing.")
+@click.option(
+    "--volume",
+    "volumes",
+    multiple=True,
+    metavar="NAME=SIZE|NAME@SNAPSHOT",
+    help="Create this volume if it is missing; serve this snapshot, too, read-only.",
+)
 @shared.open_option
 def serve(
     state_dir: Path | None,
@@ -37,11 +44,14 @@ def serve(
 ) -> int:
     """Run the volume server and the target, and keep both alive.
 
-    Without --config each volume is a target of its own. With it SIGHUP, or "iscsi-ovs reload", reads the file again.
+    Without --config each volume is a target of its own, and each snapshot that is named. With it SIGHUP, or
+    "iscsi-ovs reload", reads the file again.
     """
     from iscsi_ovs.supervisor import Child, python_module, supervise
 
-    wanted = _parse_volumes(volumes)
+    wanted, snapshots = _parse_volumes(volumes)
+    if snapshots and config_file is not None:
+        raise ConfigurationError("with --config snapshots that are served stand in the file")
     addresses = portals.portals_of(config_file, [portal] if portal else [], advertise, is_open)
     shared.keep_standard_streams()
     shared.log_to_stderr("serve")
@@ -65,6 +75,7 @@ def serve(
         real, descriptor = _listen(addresses[0])
         descriptors.append(descriptor)
         target_options += ["--listen-fd", str(descriptor), "--portal", str(real)]
+        target_options += [f"--snapshot={name}" for name in snapshots]
         if advertise is not None:
             target_options += ["--advertise", advertise]
         addresses = [portals.parse_advertised(advertise) or real]
@@ -92,13 +103,15 @@ def _listen(address: Address) -> tuple[Address, int]:
     return portal.Address(address.host, listener.getsockname()[1]), listener.detach()
 
 
-def _parse_volumes(options: Sequence[str]) -> list[tuple[str, int]]:
-    wanted = [config.parse_volume_option(text) for text in options]
-    names = [name for name, _ in wanted]
-    for name in names:
-        if names.count(name) > 1:
+def _parse_volumes(options: Sequence[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Volumes to be made, with their sizes, and snapshots to be served."""
+    snapshots = [config.parse_snapshot_option(text) for text in options if names.is_snapshot(text)]
+    wanted = [config.parse_volume_option(text) for text in options if not names.is_snapshot(text)]
+    named = [*snapshots, *(name for name, _ in wanted)]
+    for name in named:
+        if named.count(name) > 1:
             raise ConfigurationError(f"--volume {name} stands there twice")
-    return wanted
+    return wanted, snapshots
 
 
 def _create_missing(socket_path: Path, wanted: list[tuple[str, int]], *, is_first: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iscsi_ovs import paths
+from iscsi_ovs import config, paths
 from iscsi_ovs.cli import portals, shared
 from iscsi_ovs.errors import ConfigurationError
 
@@ -39,6 +39,7 @@ _OTHER_DESCRIPTORS = 256  # beside those of connections: portals, the volume ser
 @click.option("--advertise", metavar="HOST:PORT", help="Tell initiators this address instead.")
 @click.option("--iqn-prefix", default=None, help="What IQNs begin with.")
 @click.option("--instance", default="", help="Goes between the prefix and the volume's name.")
+@click.option("--snapshot", "snapshots", multiple=True, metavar="NAME@SNAPSHOT", help="Serve this, too, read-only.")
 @shared.open_option
 @click.option("--listen-fd", "listen_fds", type=int, multiple=True, hidden=True)
 @click.option("--ready-fd", type=int, hidden=True)
@@ -50,6 +51,7 @@ def target(
     advertise: str | None,
     iqn_prefix: str | None,
     instance: str,
+    snapshots: Sequence[str],
     is_open: bool,
     listen_fds: Sequence[int],
     ready_fd: int | None,
@@ -61,12 +63,13 @@ def target(
 
     shared.log_to_stderr("target")
     _raise_descriptor_limit()
-    if config_file is not None and (iqn_prefix or instance):
+    if config_file is not None and (iqn_prefix or instance or snapshots):
         raise ConfigurationError("with --config names stand in the file")
     addresses = portals.portals_of(config_file, portal_texts, advertise, is_open)
     settings = targets.Settings(
         iqn_prefix=iqn_prefix or targets.DEFAULT_IQN_PREFIX,
         instance=instance,
+        snapshots=tuple(map(config.parse_snapshot_option, snapshots)),
         advertise=portals.parse_advertised(advertise),
         words=f"iscsi target pid {os.getpid()}",
     )

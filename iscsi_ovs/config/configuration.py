@@ -123,3 +123,9 @@ class Configuration:
     timing: Timing = field(default_factory=Timing)
     max_sessions: int = 4096
     warnings: tuple[str, ...] = ()
+
+    @property
+    def volumes(self) -> set[str]:
+        """Every volume and snapshot that is mapped somewhere."""
+        maps = (lun_map for target in self.targets.values() for lun_map in target.maps)
+        return {lun.volume for lun_map in maps for lun in lun_map.luns.values()}

@@ -22,6 +22,7 @@ from iscsi_ovs.config.configuration import (
 )
 from iscsi_ovs.config.reading import Place
 from iscsi_ovs.config.secrets import secret_of
+from iscsi_ovs.config.volumes import check_name
 from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.login import policy
 from iscsi_ovs.login.keys import is_iscsi_name
@@ -29,6 +30,7 @@ from iscsi_ovs.login.policy import Policy
 from iscsi_ovs.net import portal
 from iscsi_ovs.net.portal import Address
 from iscsi_ovs.session.liveness import Timing
+from shm_server.abi import names as volume_names
 
 _ACCESS_STATES = {
     "optimized": scsi.AccessState.ACTIVE_OPTIMIZED,
@@ -42,7 +44,6 @@ _ALGORITHMS = {
     "SHA-1": policy.SHA_1,
     "MD5": policy.MD5,
 }
-_VOLUME_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")  # CONTRACTS 4
 _LUN_NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 _ISCSI_NAME_KINDS = ("iqn.", "eui.", "naa.")
 
@@ -185,10 +186,10 @@ class _Resolver:
         for name, section in self._root.lun.items():
             place = self._place / "lun" / name
             volume = name if section.volume is None else section.volume
-            if not _VOLUME_NAME.fullmatch(volume):
-                raise (place / "volume").error(
-                    f"{volume!r} is no name of a volume: a to z, 0 to 9, '.' and '-', at most 63, none of both first"
-                )
+            try:
+                check_name(volume)
+            except ConfigurationError as error:
+                raise (place / "volume").error(str(error)) from None
             if volume in by_volume:
                 # One volume is one logical unit: what initiators share of it (reservations, mode pages) is one, too.
                 raise place.error(f"volume {volume!r} is lun {by_volume[volume]!r} already; map that one")
@@ -199,7 +200,7 @@ class _Resolver:
                     # Multipath takes two paths to one name for two paths to one disk.
                     raise (place / "naa").error(f"lun {by_naa[naa]!r} has that name already")
                 by_naa[naa] = name
-            luns[name] = Lun(volume, _personality(section, place))
+            luns[name] = Lun(volume, _personality(section, place, is_snapshot=volume_names.is_snapshot(volume)))
         return luns
 
     def _target(
@@ -289,13 +290,13 @@ def _lun_map(entries: Mapping[str, str | sections.Mapping], luns: Mapping[str, L
     return found
 
 
-def _personality(section: sections.Lun, place: Place) -> scsi.Personality:
+def _personality(section: sections.Lun, place: Place, *, is_snapshot: bool) -> scsi.Personality:
     try:
         return scsi.Personality(
             is_thin=section.thin,
             logical_block_bytes=section.block_size,
             physical_block_bytes=section.physical_block_size,
-            is_read_only=section.read_only,
+            is_read_only=section.read_only or is_snapshot,
             is_removable=section.removable,
             vendor=section.vendor,
             product=section.product,

@@ -35,11 +35,3 @@ def format_size(size_bytes: int) -> str:
             whole, rest = divmod(size_bytes, _UNITS[unit])
             return f"{whole}{unit}" if rest == 0 else f"{size_bytes / _UNITS[unit]:.1f}{unit}"
     return str(size_bytes)
-
-
-def parse_volume_option(text: str) -> tuple[str, int]:
-    """``NAME=SIZE`` of --volume."""
-    name, equals, size = text.partition("=")
-    if not equals or not name:
-        raise ConfigurationError(f"--volume {text!r}: write NAME=SIZE, for instance demo=10G")
-    return name, parse_size(size)

@@ -13,6 +13,7 @@
     resets          task management over logical units
     ordering        ORDERED and HEAD OF QUEUE, over all sessions of a unit
     usage           how much of its store a volume takes
+    snapshots       snapshots as disks: those that are wanted, and whether they are there
     shutdown        the end in good order
     reload          another configuration, applied or refused as a whole
     sanitizing      SANITIZE between SCSI and the volume server

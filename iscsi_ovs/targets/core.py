@@ -15,6 +15,7 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.session.liveness import Timing
 from iscsi_ovs.session.space import Space
 from iscsi_ovs.shm_client import Service
+from shm_server.abi import names
 
 # Login statuses (RFC 7143 section 11.13.5)
 NOT_FOUND = (0x02, 0x03)
@@ -31,15 +32,16 @@ class Settings:
 
     iqn_prefix: str = DEFAULT_IQN_PREFIX
     instance: str = ""
+    snapshots: tuple[str, ...] = ()  # VOLUME@SNAPSHOT: targets of their own, beside those of the volumes
     advertise: Address | None = None
     words: str = "iscsi target"  # what others are told who want a volume that we hold
     timing: Timing = field(default_factory=Timing)
     drain_s: float = 3.0  # how long initiators have to log out when the target stops
 
     def iqn(self, volume: str) -> str:
-        """The iSCSI name of a volume's target."""
+        """The iSCSI name of a volume's target; of a snapshot's, with a colon, which no volume's name has, for the @."""
         between = f"{self.instance}." if self.instance else ""
-        return f"{self.iqn_prefix}:{between}{volume}"
+        return f"{self.iqn_prefix}:{between}{volume.replace(names.SEPARATOR, ':')}"
 
 
 class Core:

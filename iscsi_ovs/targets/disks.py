@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from iscsi_ovs import block, scsi
@@ -92,7 +92,10 @@ class Disks:
             self.withdraw(namesake, "another volume has its name now")
         identity = scsi.Identity(volume_name=info.name, uuid_hex=info.uuid)
         geometry = block.Geometry(info.size_bytes, generation=info.generation)
-        unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=self.personality(info.name))
+        personality = self.personality(info.name)
+        if info.is_read_only:
+            personality = replace(personality, is_read_only=True)
+        unit = scsi.LogicalUnit(COMMAND_SET, identity, geometry, personality=personality)
         unit.power_on = self._core.owner
         unit.now_ms = wall_ms
         self._limit_transfers(unit)

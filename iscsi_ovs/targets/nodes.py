@@ -194,7 +194,8 @@ class Nodes:
         if self._is_automatic:
             iqn = self._core.settings.iqn(disk.name)
             logger.info("serving %s (%d bytes) as %s", disk.name, disk.info.size_bytes, iqn)
-            self._serve(Target(iqn, (sections.DEFAULT_PORTAL_GROUP,), (WantedMap({0: Lun(disk.name)}),)))
+            lun = Lun(disk.name, disk.unit.personality, disk.info.is_read_only)
+            self._serve(Target(iqn, (sections.DEFAULT_PORTAL_GROUP,), (WantedMap({0: lun}),)))
             return
         for node in self:
             for lun_map in node.maps:

@@ -18,6 +18,7 @@ from iscsi_ovs.targets.disks import Disks
 from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.sanitizing import Sanitizing
+from iscsi_ovs.targets.snapshots import Snapshots
 from shm_server.abi import control
 
 logger = logging.getLogger("iscsi_ovs.target")
@@ -30,9 +31,18 @@ RECONNECT_DELAYS_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # after the volume server
 class VolumeServer:
     """Our end of the link to the volume server."""
 
-    def __init__(self, core: Core, disks: Disks, members: Members, records: Records, sanitizing: Sanitizing) -> None:
+    def __init__(
+        self,
+        core: Core,
+        disks: Disks,
+        snapshots: Snapshots,
+        members: Members,
+        records: Records,
+        sanitizing: Sanitizing,
+    ) -> None:
         self._core = core
         self._disks = disks
+        self._snapshots = snapshots
         self._members = members
         self._records = records
         self._sanitizing = sanitizing
@@ -103,14 +113,19 @@ class VolumeServer:
         disks.limit_transfers()
         known = {info.uuid for info in infos}
         for disk in disks:
-            if disk.info.uuid not in known:
+            if disk.info.uuid not in known and not disk.info.is_read_only:
                 disks.withdraw(disk, "its volume is not there any more")
         for info in infos:
             disks.serve(info)
         disks.settle_all()
         self._members.reopen()
         logger.info("volume server attached: %d volumes", len(disks))
-        if not core.is_known:
+        self._snapshots.look(self._looked)
+
+    def _looked(self) -> None:
+        """All that is to be served is known, as far as it is there."""
+        core = self._core
+        if core.service.is_attached and not core.is_known:
             core.is_known = True
             if self.on_ready is not None:
                 self.on_ready()
@@ -138,7 +153,8 @@ class VolumeServer:
         """Something is new of a volume."""
         disks, service = self._disks, self._core.service
         if isinstance(event, control.VolumeCreated):
-            disks.serve(event.info)
+            if self._snapshots.is_wanted(event.info.name):
+                disks.serve(event.info)
         elif isinstance(event, control.VolumeResized | control.VolumeChanged):
             disks.resized(event.info)
             self._sanitizing.changed(event.info)
@@ -146,8 +162,10 @@ class VolumeServer:
             self._records.changed(event)
         elif isinstance(event, (control.VolumeRemoved, control.ReleaseRequested)):
             disk = disks.find(event.uuid)
-            if disk is not None and isinstance(event, control.VolumeRemoved):
-                disks.withdraw(disk, "its volume was removed")
+            if isinstance(event, control.VolumeRemoved):
+                if disk is not None:
+                    disks.withdraw(disk, "its volume was removed")
+                self._snapshots.gone_with(event.name)
             elif disk is not None:
                 holders = [holding.member for holding in disk.holdings]
                 self._members.drop(holders, "its volume is being removed", lambda: service.ack(event))

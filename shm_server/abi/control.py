@@ -348,11 +348,15 @@ class Failed(Message, frozen=True):
 
 
 class VolumeCreated(Message, frozen=True):
+    """Also of a snapshot: VOLUME@SNAPSHOT."""
+
     sequence: int
     info: VolumeInfo
 
 
 class VolumeRemoved(Message, frozen=True):
+    """Also of a snapshot; that of a volume says that its snapshots are gone with it."""
+
     sequence: int
     name: str
     uuid: str

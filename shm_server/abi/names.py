@@ -6,6 +6,8 @@ No volume's name has an "@", and no snapshot's: so the name says which of the tw
 from __future__ import annotations
 
 SEPARATOR = "@"
+VOLUME_RULE = "[a-z0-9][a-z0-9.-]{0,62}"  # what an iSCSI name allows
+SNAPSHOT_RULE = "[A-Za-z0-9][A-Za-z0-9._:-]{0,126}"
 
 
 def join(volume: str, snapshot: str) -> str:

@@ -4,7 +4,7 @@ A volume is entered as "creating" before its store is made and as "removing" bef
 between is seen, and undone, at the next start. The format has a number; a newer one than ours is refused by name.
 
 A volume also has named records, opaque to us, replaced by compare-and-swap on their version (CONTRACTS 6: the state
-that several initiators share). They go with the volume.
+that several initiators share). They go with the volume. A snapshot can be a disk, too: it has its own, by its identity.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ CREATE INDEX snapshots_by_layer ON snapshots (layer);
 _IDENTITY_SCHEMA = """
 ALTER TABLE snapshots ADD COLUMN identity TEXT NOT NULL DEFAULT '';
 UPDATE snapshots SET identity = lower(hex(randomblob(16)));
+CREATE INDEX snapshots_by_identity ON snapshots (identity);
 """
 # What each format brought.
 _ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _IDENTITY_SCHEMA}
@@ -203,7 +204,8 @@ class Catalog:
                 "AND uuid IN (SELECT uuid FROM volumes WHERE name = ?)",
                 (name,),
             )
-            for table in ("records", "sanitize", "tops", "snapshots"):
+            forget_snapshots(execute, "uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
+            for table in ("records", "sanitize", "tops"):
                 execute(f"DELETE FROM {table} WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
             execute("DELETE FROM volumes WHERE name = ?", (name,))
 
@@ -233,7 +235,11 @@ class Catalog:
     def put_record(self, uuid: str, record: str, version: int, data: bytes) -> Versioned:
         """Replace version ``version`` of a record, durably. ESTALE: it has another one; ENOENT: no such volume."""
         with self.transaction() as execute:
-            whole = execute("SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready'", (uuid,))
+            whole = execute(
+                "SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready' "
+                "UNION SELECT 1 FROM snapshots WHERE identity = ?",
+                (uuid, uuid),
+            )
             if whole.fetchone() is None:
                 raise OSError(errno.ENOENT, f"there is no volume with uuid {uuid}")
             present = self._present(uuid, record).version
@@ -302,6 +308,12 @@ class Catalog:
 
     def close(self) -> None:
         self._database.close()
+
+
+def forget_snapshots(execute: Callable[..., sqlite3.Cursor], where: str, values: Sequence[str | int]) -> None:
+    """Those of a condition, with the records that are kept for them as disks."""
+    execute(f"DELETE FROM records WHERE uuid IN (SELECT identity FROM snapshots WHERE {where})", values)
+    execute(f"DELETE FROM snapshots WHERE {where}", values)
 
 
 def _cut(patterns: bytes, passes: int) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
-from shm_server.volumes.catalog import Catalog, Record
+from shm_server.volumes.catalog import Catalog, Record, forget_snapshots
 
 _SNAPSHOT = "name, layer, size_bytes, created_s, identity"
 _COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
@@ -134,12 +134,12 @@ class Lineage:
             raise _no_snapshot(name)
         return Snapshot(*rows[0])
 
-    def later_snapshots(self, uuid: str, name: str) -> list[str]:
+    def later_snapshots(self, uuid: str, name: str) -> list[Snapshot]:
         """Those that a rollback to this one drops. ENOENT."""
         stays = self.snapshot(uuid, name).layer
-        query = f"{_CHAIN} SELECT name, layer FROM chain JOIN snapshots ON layer = number ORDER BY depth"
-        later = itertools.takewhile(lambda row: row[1] != stays, self._catalog.select(query, (uuid,)))
-        return [row[0] for row in later]
+        query = f"{_CHAIN} SELECT {_SNAPSHOT} FROM chain JOIN snapshots ON layer = number ORDER BY depth"
+        found = (Snapshot(*row) for row in self._catalog.select(query, (uuid,)))
+        return list(itertools.takewhile(lambda snapshot: snapshot.layer != stays, found))
 
     def seal(self, uuid: str, snapshot: Snapshot | None = None) -> None:
         """All below the top is durable; ``snapshot`` is a name for it. EEXIST."""
@@ -160,14 +160,16 @@ class Lineage:
         with self._catalog.transaction() as execute:
             _check_new(execute, uuid, name)
 
-    def remove_snapshot(self, uuid: str, name: str) -> None:
+    def remove_snapshot(self, uuid: str, name: str) -> Snapshot:
         """ENOENT; ENOTEMPTY: clones stand on it. Its layer stays, until it is merged or garbage."""
+        found = self.snapshot(uuid, name)
         with self._catalog.transaction() as execute:
             layer = _layer_of_snapshot(execute, uuid, name)
             query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
             if (count := execute(query, (layer, uuid)).fetchone()[0]) > 0:
                 raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshot {name}")
-            execute("DELETE FROM snapshots WHERE uuid = ? AND name = ?", (uuid, name))
+            forget_snapshots(execute, "uuid = ? AND name = ?", (uuid, name))
+        return found
 
     def rollback(self, record: Record, name: str, layer: LayerFile) -> Record:
         """The volume is what the snapshot was, with ``layer`` on top; later snapshots go. ENOENT; ENOTEMPTY: clones
@@ -185,7 +187,7 @@ class Lineage:
                 if (count := execute(query, (number, uuid)).fetchone()[0]) > 0:
                     raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots later than {name}")
             for number in going:
-                execute("DELETE FROM snapshots WHERE layer = ?", (number,))
+                forget_snapshots(execute, "layer = ?", (number,))
                 execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (number,))
             _stand(execute, layer, stays)
             generation = record.generation + 1

@@ -40,6 +40,7 @@ class Serve:
         state_dir: Path,
         volumes: Mapping[str, str],
         *,
+        snapshots: Sequence[str] = (),
         portal: str = "127.0.0.1:0",
         advertise: str | None = None,
         config: str | None = None,
@@ -69,6 +70,9 @@ class Serve:
             self.command += ["--advertise", advertise]
         for name, size in self.volumes.items():
             self.command += ["--volume", f"{name}={size}"]
+        for name in snapshots:
+            self.command += ["--volume", name]
+        self._awaited = {*self.volumes, *(name.replace("@", ":") for name in snapshots)}
         self._process: subprocess.Popen[str] | None = None
         self._ready = threading.Event()
         self._reader: threading.Thread | None = None
@@ -105,14 +109,14 @@ class Serve:
             self.stdout.append(line.rstrip("\n"))
             if (match := READY.match(line)) is not None:
                 self.urls[match["iqn"].removeprefix(IQN_PREFIX)] = match[1]
-                if set(self.volumes) <= set(self.urls):
+                if self._awaited <= set(self.urls):
                     ready.set()
         process.stdout.close()
         ready.set()  # the end of the output ends the wait, too
 
     def wait_ready(self) -> None:
         self._ready.wait(self.ready_timeout_s)
-        missing = set(self.volumes) - set(self.urls)
+        missing = self._awaited - set(self.urls)
         if missing:
             code = self.process.poll()
             self.kill()

@@ -114,6 +114,7 @@ def test_snapshots_of_an_older_catalogue_get_an_identity(tmp_path: Path) -> None
     path = tmp_path / "c.sqlite"
     Catalog(path).close()
     database = sqlite3.connect(path)
+    database.execute("DROP INDEX snapshots_by_identity")
     database.execute("ALTER TABLE snapshots DROP COLUMN identity")
     for row in ((DEMO.uuid, "a", 1), (DEMO.uuid, "b", 2)):
         database.execute("INSERT INTO snapshots VALUES (?, ?, ?, 4096, 0.5)", row)

@@ -86,6 +86,48 @@ def test_identity(tmp_path: Path, pool: Pool) -> None:
     assert (before.is_read_only, before.size_bytes, before.can_discard) == (True, SIZE, False)
 
 
+def test_records_of_a_snapshot(pool: Pool) -> None:
+    """It has its own, as a disk: kept by its identity, gone with it, whichever way it goes."""
+    manager = pool.manager
+    for name in ("a", "b", "c"):
+        pool.run(pool.snapshots.create("demo", name))
+        pool.run(manager.put_record(f"demo@{name}", "reservations", 0, name.encode()))
+    pool.run(manager.put_record("demo", "reservations", 0, b"volume"))
+    identity = pool.run(manager.look("demo@c")).uuid
+    assert pool.run(manager.get_record("demo@b", "reservations")) == (1, b"b")
+    assert pool.run(manager.get_record("demo", "reservations")) == (1, b"volume")
+    pool.run(pool.snapshots.rollback("demo", "b"))
+    with raises(errno.ENOENT):
+        pool.run(manager.put_record("demo@c", "reservations", 0, b""))
+    assert pool.catalog.get_record(identity, "reservations").version == 0
+    pool.run(pool.snapshots.remove("demo", "b"))
+    pool.run(pool.snapshots.create("demo", "b"))
+    assert pool.run(manager.get_record("demo@b", "reservations")).version == 0
+    identity = pool.run(manager.look("demo@a")).uuid
+    pool.run(manager.remove("demo"))
+    assert pool.catalog.get_record(identity, "reservations").version == 0
+
+
+def test_subscribers_hear_of_snapshots(start_server: Callable[..., ServerProcess], connect: Connect) -> None:
+    """That one is made, removed, or dropped by a rollback; of a removed volume's they hear with that."""
+    server = start_server()
+    subscriber, client = connect(server), connect(server)
+    client.create("demo", SIZE)
+    subscriber.call(control.Subscribe(subscriber.id()))
+    for name in ("a", "b", "c"):
+        client.call(control.CreateSnapshot(client.id(), "demo", name))
+    made = [subscriber.event() for _ in range(3)]
+    infos = [client.call(control.Stat(client.id(), f"demo@{name}")).info for name in ("a", "b", "c")]
+    assert made == [control.VolumeCreated(number, info) for number, info in enumerate(infos, 1)]
+    client.call(control.RemoveSnapshot(client.id(), "demo", "b"))
+    client.call(control.RollBack(client.id(), "demo", "a"))
+    client.call(control.Remove(client.id(), "demo"))
+    gone = [subscriber.event() for _ in range(4)]
+    removed = [(event.name, event.uuid) for event in gone if isinstance(event, control.VolumeRemoved)]
+    assert removed[:2] == [("demo@b", infos[1].uuid), ("demo@c", infos[2].uuid)]
+    assert [name for name, _ in removed[2:]] == ["demo"]
+
+
 def test_what_is_held_stays(pool: Pool) -> None:
     """An open snapshot, its volume, and whatever a rollback would drop it with: EBUSY, naming the holder."""
     for name in ("a", "b", "c"):

@@ -18,7 +18,7 @@ from iscsi_ovs.session.connection import Connection
 from iscsi_ovs.target import Settings, TargetServer
 from iscsi_ovs.testing.initiator import Initiator, Result
 from iscsi_ovs.testing.memory_device import MemoryDevice, MemoryPool
-from shm_server.abi import control
+from shm_server.abi import control, names
 
 BLOCK = 512
 IQN = Settings().iqn("demo")
@@ -27,7 +27,7 @@ OTHER_PORT = b"\x80\x12\x34\x56\x00\x02"
 
 
 def info_of(name: str = "demo", uuid: str = "a" * 32, size: int = 1 << 20, generation: int = 0) -> control.VolumeInfo:
-    return control.VolumeInfo(name, uuid, size, 0, generation, True)
+    return control.VolumeInfo(name, uuid, size, 0, generation, True, is_read_only=names.is_snapshot(name))
 
 
 def uuid_of(name: str) -> str:
@@ -98,7 +98,7 @@ class FakeService:
     def attach(self) -> None:
         self.pool = MemoryPool(self.slots)
         self.is_attached = True
-        self.on_attached(list(self.infos.values()))
+        self.on_attached([info for name, info in self.infos.items() if not names.is_snapshot(name)])
 
     def lose(self) -> None:
         """Everything is answered as the real one does: control requests, then I/O, then on_lost."""
@@ -180,7 +180,8 @@ class FakeService:
         stats, self.stats = self.stats, []
         for name, told in stats:
             worked = True
-            told(self.infos[name] if self.is_there else OSError(errno.ENOTCONN, "not connected"))
+            missing = OSError(errno.ENOENT, "no such volume")
+            told(self.infos.get(name, missing) if self.is_there else OSError(errno.ENOTCONN, "not connected"))
         if not self.holds_records:
             recordings, self.recordings = self.recordings, []
             for record in recordings:
