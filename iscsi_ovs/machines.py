@@ -17,7 +17,7 @@ def qemu_arguments(volume: str, path: str, memory: str = "1G") -> list[str]:
 
     With ``reconnect`` it waits for the next volume server when one dies, and goes on there.
     """
-    name = f"disk-{volume}".replace(".", "-")
+    name = "disk-" + "".join(letter if letter.isalnum() else "-" for letter in volume)
     return [
         *("-object", f"memory-backend-memfd,id=guest-memory,size={memory},share=on"),
         *("-m", memory, "-machine", "memory-backend=guest-memory"),

@@ -183,7 +183,8 @@ class Context:
     def export_volume(self, name: str, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         """Serve a volume as a virtio disk: vhost-user-blk on a Unix socket at ``path`` (beyond the C API).
 
-        The socket listens when this returns, until unexport_volume() or the server's end, and holds the volume.
+        The socket listens when this returns, until unexport_volume() or the server's end, and holds the volume. A
+        snapshot, VOLUME@SNAPSHOT, is read-only in any case.
         EBUSY: another writes it; EEXIST, EADDRINUSE: something is at ``path``; EPERM: not of the server's user.
         """
         self._call(control.Export(0, name, os.path.abspath(path), read_only), control.Done)

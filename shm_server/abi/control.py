@@ -138,6 +138,7 @@ class Export(Message, frozen=True):
     """Serve a volume as a virtio disk: a vhost-user-blk socket at ``path``, which listens when the reply comes.
 
     The export holds the volume until Unexport or the server's end. EBUSY: another writes; EPERM: another uid asks.
+    A snapshot, VOLUME@SNAPSHOT, is exported read-only.
     """
 
     id: int

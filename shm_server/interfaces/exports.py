@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from shm_server.abi import names
 from shm_server.interfaces.front_end import FrontEnd, Watching
 from shm_server.interfaces.messages import ProtocolError
 from shm_server.locks import listen
@@ -80,13 +81,15 @@ class Exports:
                 Job(wanted, partial(_begun, rule)).start()
 
     async def export(self, name: str, path: Path, *, is_read_only: bool) -> None:
-        """Listen at ``path``. ENOENT, EBUSY naming who writes, EEXIST, EADDRINUSE, EMFILE."""
+        """Listen at ``path``; a snapshot is read-only in any case. ENOENT, EBUSY naming who writes, EEXIST, EADDRINUSE,
+        EMFILE."""
         if not path.is_absolute():
             raise OSError(errno.EINVAL, f"the socket's path {path} is not absolute")
         if path in self._exports or path in self._beginning:
             raise OSError(errno.EEXIST, f"there is an export at {path} already")
         if len(self._exports) + len(self._beginning) >= MAX_EXPORTS:
             raise OSError(errno.EMFILE, f"there are {MAX_EXPORTS} exports, which is the most there can be")
+        is_read_only = is_read_only or names.is_snapshot(name)
         self._beginning.add(path)
         self._next_handle += 1
         try:

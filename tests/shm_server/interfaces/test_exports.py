@@ -312,6 +312,36 @@ def test_read_only(context: Context, tmp_path: Path) -> None:
     assert contents(context, 0, 512) == b"w" * 512
 
 
+def test_a_snapshot_as_a_disk(context: Context, tmp_path: Path, kind: type[FrontEnd]) -> None:
+    """VOLUME@SNAPSHOT is a read-only disk, with an identity of its own, beside who writes the volume; it stays until
+    it is exported no more."""
+    with context.open("disk") as volume:
+        buffer = context.allocate(512)
+        for number, data in enumerate((b"t", b"n")):
+            buffer.data[:] = data * 512
+            volume.write(buffer, 512, 0)
+            if number == 0:
+                context.create_snapshot("disk", "s")
+                context.truncate_volume("disk", 2 * SIZE)
+        context.export_volume("disk@s", tmp_path / "vm.sock")
+        with kind(tmp_path / "vm.sock") as front_end:
+            front_end.setup()
+            assert front_end.features & READ_ONLY
+            assert front_end.request(IN, 0, read_bytes=1024) == (OK, b"t" * 512 + bytes(512))
+            for request, payload in (
+                (OUT, b"x" * 512),
+                (DISCARD, struct.pack("<QII", 0, 8, 0)),
+                (WRITE_ZEROES, struct.pack("<QII", 0, 8, 0)),
+            ):
+                assert front_end.request(request, 0, payload)[0] == IO_ERROR
+            assert front_end.request(FLUSH_KIND)[0] == OK
+            assert struct.unpack_from("<Q", front_end.config()) == (SIZE // 512,)
+            with pytest.raises(OSError, match="snapshot disk@s is held by vhost-user export"):
+                context.remove_snapshot("disk", "s")
+        context.unexport_volume("disk@s")
+    context.remove_snapshot("disk", "s")
+
+
 def test_a_snapshot_under_a_running_machine(front_end: FrontEnd, context: Context, tmp_path: Path) -> None:
     """What was written before is in its clone, what is written after is not; the machine goes on, on the new layer."""
     before, after = os.urandom(64 << 10), os.urandom(4096)
