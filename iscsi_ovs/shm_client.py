@@ -234,9 +234,15 @@ class Context:
         somebody holds the volume or a later one; ENOTEMPTY: clones stand on later ones."""
         return self._call(control.RollBack(0, name, snapshot), control.Volume).info
 
-    def clone_volume(self, name: str, snapshot: str, new_name: str) -> VolumeStat:
-        """A new volume that is what a snapshot is and shares its space (not in the C API). ENOENT; create_volume's."""
-        return self._call(control.Clone(0, name, snapshot, new_name), control.Volume).info
+    def clone_volume(self, name: str, snapshot: str | None, new_name: str) -> VolumeStat:
+        """A new volume that is what a snapshot is, or without one what the template ``name`` is, and shares its space
+        (not in the C API). ENOENT; EINVAL: no template; create_volume's."""
+        return self._call(control.Clone(0, name, snapshot or "", new_name), control.Volume).info
+
+    def set_volume_as_template(self, name: str) -> VolumeStat:
+        """What a volume is now it is for ever, to be read and cloned (not in the C API); its snapshots go. ENOENT;
+        EBUSY: somebody holds it; ENOTEMPTY: clones stand on its snapshots. Later changes of it are EROFS."""
+        return self._call(control.MakeTemplate(0, name), control.Volume).info
 
     def get_record(self, name: str, record: str) -> tuple[int, bytes]:
         """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""

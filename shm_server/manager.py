@@ -143,6 +143,8 @@ class Manager:
             sanitize=order.progress if order and not order.failure else None,
             sanitize_failed=bool(order and order.failure),
             can_exit_sanitize=bool(order and order.failure and order.may_exit),
+            is_read_only=record.is_template,
+            is_template=record.is_template,
         )
 
     def stat_all(self) -> list[VolumeInfo]:
@@ -232,6 +234,7 @@ class Manager:
                 raise OSError(errno.EPERM, f"volume {name} has {record.size_bytes} bytes: a volume can't shrink")
             if size_bytes == record.size_bytes:
                 return self.stat(name)
+            self.check_changeable(name)
             self.check_not_sanitizing(name)
             held = self._open.get(name)
             if held is None:
@@ -317,7 +320,7 @@ class Manager:
         self, name: str, access: str, owner: str, words: str, pid: int, number: int, is_wanted: Callable[[], bool]
     ) -> Handle:
         """A handle. EBUSY where another owner writes. Waits for the last operations of a holder that has gone.
-        ``name`` may be a snapshot's: EROFS unless it is only to be read.
+        ``name`` may be a snapshot's: EROFS unless it is only to be read, as for a template.
 
         ``is_wanted`` is asked before the handle is made: whoever asked may have gone meanwhile.
         """
@@ -329,6 +332,7 @@ class Manager:
         async with self.locked(volume):
             record = await self.on_thread(lambda: self._snapshot_record(name)) if snapshot else self.record(name)
             if "w" in access:
+                self.check_changeable(name)
                 await self._until(partial(self._has_no_dying, name), name, None)
                 for handle in self.writers(name):
                     if not owner or handle.owner != owner:
@@ -366,7 +370,7 @@ class Manager:
             await closing  # two stores on the same files would not know of each other's records
         store = await self.on_thread(lambda: self._open_store(record))
         volume = Volume(self._runtime, store, record.name, record.uuid, record.size_bytes, record.generation)
-        volume.is_read_only = names.is_snapshot(record.name)
+        volume.is_read_only = record.is_template or names.is_snapshot(record.name)
         held = _Open(volume, [], [])
         volume.on_failure = lambda: self._volume_failed(held)
         volume.ranges.on_guard = lambda: _refresh(held)
@@ -443,6 +447,11 @@ class Manager:
     def check_not_sanitizing(self, name: str) -> None:
         if name in self.sanitizing:
             raise OSError(errno.EBUSY, f"volume {name} is being sanitized, or that failed")
+
+    def check_changeable(self, name: str) -> None:
+        """EROFS: it is a template."""
+        if self.record(name).is_template:
+            raise OSError(errno.EROFS, f"volume {name} is a template: what it is stays so")
 
     def change_record(self, record: Record) -> None:
         """A volume is there, or is another than before; that is durable."""

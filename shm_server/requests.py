@@ -90,6 +90,7 @@ class Requests:
             control.RemoveSnapshot: self._remove_snapshot,
             control.RollBack: self._roll_back,
             control.Clone: self._clone,
+            control.MakeTemplate: self._make_template,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -302,6 +303,9 @@ class Requests:
     async def _clone(self, client: Client, request: control.Clone) -> control.Reply:
         made = await self.snapshots.clone(request.name, request.snapshot, request.new_name)
         return control.Volume(request.id, made)
+
+    async def _make_template(self, client: Client, request: control.MakeTemplate) -> control.Reply:
+        return control.Volume(request.id, await self.snapshots.make_template(request.name))
 
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 

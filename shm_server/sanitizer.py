@@ -70,6 +70,7 @@ class Sanitizer:
         return self._manager.stat(name)
 
     def _check_start(self, name: str, order: Sanitizing, is_ours: Callable[[Handle], bool]) -> None:
+        self._manager.check_changeable(name)
         previous = self._manager.sanitizing.get(name)
         if name in self._running:
             raise OSError(errno.EBUSY, f"volume {name} is being sanitized")

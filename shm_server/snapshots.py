@@ -16,6 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from shm_server.abi import names
@@ -58,17 +59,23 @@ class Snapshots:
     # What can be asked for ------------------------------------------------------------------------------------------
 
     async def create(self, name: str, snapshot: str) -> Snapshot:
-        """ENOENT; EEXIST; EINVAL (name); EBUSY: it is being sanitized; EOPNOTSUPP: not in this store."""
+        """ENOENT; EEXIST; EINVAL (name); EBUSY: it is being sanitized; EROFS: a template has none; EOPNOTSUPP: not in
+        this store."""
         if not _NAME.fullmatch(snapshot):
             raise OSError(errno.EINVAL, f"{snapshot!r} is no name of a snapshot: {names.SNAPSHOT_RULE}")
         async with self._manager.locked(name):
-            record = self._check(name)
+            record = self._check_changeable(name)
             await self._manager.on_thread(lambda: self._lineage.check_new(record.uuid, snapshot))
-            found = await self._push(record, snapshot)
-            assert found is not None
+            made: list[Snapshot] = []
+
+            def keep(layer: int, created_s: float) -> None:
+                made.append(Snapshot(snapshot, layer, record.size_bytes, created_s, secrets.token_hex(16)))
+                self._lineage.seal(record.uuid, made[0])
+
+            await self._push(record, keep)
             log.info("volume %s: snapshot %s", name, snapshot)
             await self._manager.tell_created(name, snapshot)
-            return found
+            return made[0]
 
     async def find(self, name: str, snapshot: str) -> Snapshot:
         """ENOENT."""
@@ -85,7 +92,7 @@ class Snapshots:
     async def remove(self, name: str, snapshot: str) -> None:
         """ENOENT; ENOTEMPTY: clones stand on it; EBUSY: it is open. Its space comes back in the background."""
         async with self._manager.locked(name):
-            record = self._check(name)
+            record = self._check_changeable(name)
             await self._manager.vacate([names.join(name, snapshot)])
             gone: Snapshot = await self._manager.on_thread(
                 lambda: self._lineage.remove_snapshot(record.uuid, snapshot)
@@ -94,7 +101,8 @@ class Snapshots:
             self._manager.tell_removed(name, snapshot, gone.identity)
             try:
                 if not await self._manager.on_thread(lambda: self._lineage.stands_alone(record.uuid)):
-                    await self._push(record)  # what is being written can't be merged
+                    # What is being written can't be merged.
+                    await self._push(record, lambda _layer, _created_s: self._lineage.seal(record.uuid))
             except OSError as error:
                 log.warning("volume %s: the space of snapshot %s comes back later: %s", name, snapshot, error)
         self.tidy()
@@ -103,7 +111,7 @@ class Snapshots:
         """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: it or one of those is held,
         or it is being sanitized; ENOTEMPTY: clones stand on later ones."""
         async with self._manager.locked(name):
-            record = self._check(name)
+            record = self._check_changeable(name)
             found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(record.uuid, snapshot))
             going: list[Snapshot] = await self._manager.on_thread(
                 lambda: self._lineage.later_snapshots(record.uuid, snapshot)
@@ -127,19 +135,44 @@ class Snapshots:
         return info
 
     async def clone(self, name: str, snapshot: str, new_name: str) -> VolumeInfo:
-        """A volume of its own, with an identity of its own, that begins as the snapshot. ENOENT; EEXIST, EINVAL,
-        ENOSPC as for a new volume."""
+        """A volume of its own, with an identity of its own, that begins as the snapshot, or without a name as the
+        template is. ENOENT; EINVAL: no template; EEXIST, EINVAL, ENOSPC as for a new volume."""
         source = self._check(name)
-        found = await self.find(name, snapshot)
+        size_bytes = (await self.find(name, snapshot)).size_bytes if snapshot else source.size_bytes
 
         def make(record: Record) -> None:
             layer = self._create_layer(record.uuid, record.size_bytes)
             self._or_discard(layer, lambda: self._lineage.clone(source.uuid, snapshot, record, layer))
             self._manager.layers[new_name] = [layer]
 
-        info = await self._manager.add(new_name, found.size_bytes, make)
-        log.info("volume %s: a clone of snapshot %s of %s", new_name, snapshot, name)
+        info = await self._manager.add(new_name, size_bytes, make)
+        log.info("volume %s: a clone of %s", new_name, f"{name}@{snapshot}" if snapshot else f"template {name}")
         return info
+
+    async def make_template(self, name: str) -> VolumeInfo:
+        """What the volume is now it is for ever, to be read and to be cloned; its snapshots go. Nothing happens where
+        it is one. ENOENT; EBUSY: it or a snapshot is held, or it is being sanitized; ENOTEMPTY: clones stand on its
+        snapshots; EOPNOTSUPP."""
+        async with self._manager.locked(name):
+            record = self._check(name)
+            if record.is_template:
+                return self._manager.stat(name)
+            await self._manager.vacate([name, *self._manager.open_snapshots(name)])
+            await self._manager.on_thread(lambda: self._lineage.check_childless(record.uuid))
+            going: list[Snapshot] = await self._manager.on_thread(lambda: self._lineage.snapshots(record.uuid))
+            await self._push(record, lambda _layer, _created_s: self._lineage.make_template(record.uuid))
+            self._manager.change_record(replace(record, is_template=True))
+            log.info("volume %s: a template", name)
+            for other in going:
+                self._manager.tell_removed(name, other.name, other.identity)
+            info = self._manager.stat(name)
+            self._changed(info, [])
+        self.tidy()
+        return info
+
+    def _check_changeable(self, name: str) -> Record:
+        self._manager.check_changeable(name)
+        return self._check(name)
 
     def _check(self, name: str) -> Record:
         record = self._manager.record(name)
@@ -150,8 +183,9 @@ class Snapshots:
 
     # Layers ---------------------------------------------------------------------------------------------------------
 
-    async def _push(self, record: Record, snapshot: str = "") -> Snapshot | None:
-        """A new layer on top, all below it durable, and named if there is a name. For who has the volume's lock."""
+    async def _push(self, record: Record, keep: Callable[[int, float], None]) -> None:
+        """A new layer on top, then all below it durable, then ``keep`` notes that in the catalogue: it gets the layer
+        below and the time when it was the top no longer. For who has the volume's lock."""
         volume = await self._manager.opened(record.name)
         volume.check_write(0, 0)  # EIO: it failed
 
@@ -166,13 +200,9 @@ class Snapshots:
         created_s = self._clock()
         await volume.change_store(lambda store: self._stores.push(store, chain))
         await volume.flush()
-        found = None
-        if snapshot:
-            found = Snapshot(snapshot, chain[-2].number, record.size_bytes, created_s, secrets.token_hex(16))
-        await self._manager.on_thread(lambda: self._lineage.seal(record.uuid, found))
+        await self._manager.on_thread(lambda: keep(chain[-2].number, created_s))
         self._stores.seal(volume.store)
         await self._look_again(record)
-        return found
 
     def _create_layer(self, uuid: str, size_bytes: int) -> LayerFile:
         layer = self._lineage.begin_layer(uuid)

@@ -150,6 +150,37 @@ def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, nam
         assert len(context.list_snapshots(name)) == left
 
 
+def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) -> None:
+    """It is asked for on a terminal, listed as one, cloned without a snapshot's name, and not written any more: not
+    even by an initiator, whose disk it is all the same."""
+
+    def volume(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("volume", command, "--state-dir", serve.state_dir, *arguments)
+
+    put(context, name, b"stamp")
+    assert volume("clone", name, f"{name}.0").returncode == FAILED
+    made = volume("template", name)
+    assert (made.returncode, made.stdout, made.stderr) == (DONE, "", "")
+    for number in range(2):
+        assert volume("clone", name, f"{name}.{number}").returncode == DONE
+    put(context, f"{name}.1", b"other")
+    assert [get(context, f"{name}.{number}") for number in range(2)] == [b"stamp", b"other"]
+    assert json.loads(volume("show", name, "-o", "json").stdout)["is_template"]
+    assert re.search(rf"^{name} .* template; -$", volume("list").stdout, re.M)
+    for arguments, code, words in (
+        (("remove", name), BUSY, "2 clones stand on volume"),
+        (("resize", name, "2M"), FAILED, "is a template"),
+        (("clone", name), USAGE, "Missing argument"),
+        (("clone", name, "a", "b", "c"), USAGE, "a volume's name"),
+    ):
+        said = volume(*arguments)
+        assert (said.returncode, words in said.stderr) == (code, True), said.stderr
+    with session(serve, name) as disk:
+        assert read_block(disk, 0).startswith(b"stamp")
+        assert disk.command(bytes((0x2A, *bytes(7), 1, 0)), write=bytes(512)).sense[2] == DATA_PROTECT
+
+
+DATA_PROTECT = 0x7
 INQUIRY_80 = bytes((0x12, 1, 0x80, 0, 255, 0))
 READ_CAPACITY_16 = bytes((0x9E, 0x10, *bytes(11), 32, 0, 0))
 

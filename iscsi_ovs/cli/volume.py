@@ -27,6 +27,7 @@ def _row(found: VolumeStat) -> dict[str, Any]:
         "uuid": found.uuid,
         "held": found.held,
         "failed": found.failed,
+        "is_template": found.is_template,
     }
 
 
@@ -43,10 +44,15 @@ def _print(rows: list[dict[str, Any]], output: str) -> None:
                 config.format_size(row["size_bytes"]),
                 config.format_size(row["allocated_bytes"]),
                 row["uuid"],
-                ("failed; " if row["failed"] else "") + (row["held"] or "-"),
+                _state(row),
             )
         )
     shared.print_columns(lines)
+
+
+def _state(row: dict[str, Any]) -> str:
+    words = [word for word, holds in (("failed", row["failed"]), ("template", row["is_template"])) if holds]
+    return "; ".join([*words, row["held"] or "-"]) if words else row["held"] or "-"
 
 
 @volume.command("create")
@@ -175,10 +181,25 @@ def volume_remove(name: str, force: bool, state_dir: Path | None) -> None:
 
 @volume.command("clone")
 @click.argument("name")
-@click.argument("snapshot_name", metavar="SNAPSHOT")
-@click.argument("new")
+@click.argument("names", nargs=-1, required=True, metavar="[SNAPSHOT] NEW")
 @shared.state_dir_option
-def volume_clone(name: str, snapshot_name: str, new: str, state_dir: Path | None) -> None:
-    """Create the volume NEW as SNAPSHOT of the volume NAME is; they share their space."""
+def volume_clone(name: str, names: tuple[str, ...], state_dir: Path | None) -> None:
+    """Create the volume NEW as SNAPSHOT of the volume NAME is, or as the template NAME is; they share their space."""
+    if len(names) > 2:
+        raise click.UsageError("give a volume's name, the name of a snapshot or none, and the new volume's name")
     with shared.context(state_dir) as context:
-        context.clone_volume(name, snapshot_name, new)
+        context.clone_volume(name, names[0] if len(names) == 2 else None, names[-1])
+
+
+@volume.command("template")
+@click.argument("name")
+@shared.yes_option
+@shared.state_dir_option
+def volume_template(name: str, is_sure: bool, state_dir: Path | None) -> None:
+    """Make the volume NAME a template: what it is now it is for ever, to be read and to be cloned.
+
+    Nobody may have it open. Its snapshots go.
+    """
+    shared.make_sure(f"Volume {name} can't be written any more, and its snapshots go. Make it a template?", is_sure)
+    with shared.context(state_dir) as context:
+        context.set_volume_as_template(name)

@@ -49,6 +49,7 @@ class Holdings:
         return len(member.holdings) > len(held)
 
     def _add(self, member: Member, disk: Disk, is_read_only: bool) -> Holding:
+        is_read_only = is_read_only or disk.info.is_read_only
         holding = Holding(member, disk, is_read_only)
         member.holdings.append(holding)
         disk.holdings.append(holding)

@@ -194,12 +194,21 @@ class RollBack(Message, frozen=True):
 
 
 class Clone(Message, frozen=True):
-    """A new volume ``new_name`` that begins as the snapshot; the errors are Create's, and ENOENT."""
+    """A new volume ``new_name`` that begins as the snapshot, or, where that is "", as the template ``name`` is; the
+    errors are Create's, ENOENT, and EINVAL: it is no template."""
 
     id: int
     name: str
     snapshot: str
     new_name: str
+
+
+class MakeTemplate(Message, frozen=True):
+    """What the volume is now it is for ever: it is read and cloned, and every change is EROFS. Its snapshots go.
+    Nothing happens where it is one. EBUSY: held; ENOTEMPTY: clones stand on its snapshots; EOPNOTSUPP."""
+
+    id: int
+    name: str
 
 
 class List(Message, frozen=True):
@@ -245,7 +254,8 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     sanitize: int | None = None  # how far a sanitize operation has come, 0 to 65535; None: none runs
     sanitize_failed: bool = False  # then, and while one runs, every data operation is EBUSY
     can_exit_sanitize: bool = False  # and "exit failure mode" ends that
-    is_read_only: bool = False  # it is a snapshot: VOLUME@SNAPSHOT, with a uuid of its own
+    is_read_only: bool = False  # opening it for writing is EROFS: a snapshot (VOLUME@SNAPSHOT), or a template
+    is_template: bool = False
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True):
@@ -294,7 +304,7 @@ class Opened(Message, frozen=True):
 
 
 class Volume(Message, frozen=True):
-    """Reply to Create, Resize, Stat, Sanitize, RollBack, Clone."""
+    """Reply to Create, Resize, Stat, Sanitize, RollBack, Clone, MakeTemplate."""
 
     id: int
     info: VolumeInfo
@@ -372,7 +382,7 @@ class VolumeResized(Message, frozen=True):
 
 class VolumeChanged(Message, frozen=True):
     """A sanitize operation has begun, come further, ended or failed, or its failure mode was left; or the volume was
-    rolled back, perhaps to another size."""
+    rolled back, perhaps to another size; or it is a template now."""
 
     sequence: int
     info: VolumeInfo
@@ -427,6 +437,7 @@ Request: TypeAlias = (
     | RemoveSnapshot
     | RollBack
     | Clone
+    | MakeTemplate
     | List
     | ListHandles
     | Subscribe

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shm_server.volumes.sanitizing import Sanitizing
 
-FORMAT = 5  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots, 4 no identity of a snapshot
+FORMAT = 5  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots, 4 no identities and no templates
 APPLICATION_ID = 0x4F565343  # "OVSC"
 
 _SCHEMA = """
@@ -77,13 +77,14 @@ CREATE TABLE snapshots (
 ) WITHOUT ROWID;
 CREATE INDEX snapshots_by_layer ON snapshots (layer);
 """
-_IDENTITY_SCHEMA = """
+_LIFE_SCHEMA = """
 ALTER TABLE snapshots ADD COLUMN identity TEXT NOT NULL DEFAULT '';
 UPDATE snapshots SET identity = lower(hex(randomblob(16)));
 CREATE INDEX snapshots_by_identity ON snapshots (identity);
+ALTER TABLE volumes ADD COLUMN is_template INTEGER NOT NULL DEFAULT 0;
 """
 # What each format brought.
-_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _IDENTITY_SCHEMA}
+_ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _LIFE_SCHEMA}
 assert list(_ADDED) == list(range(1, FORMAT + 1))
 MAX_RECORDS = 16  # of one volume
 
@@ -94,6 +95,7 @@ class Record:
     uuid: str
     size_bytes: int
     generation: int
+    is_template: bool = False
 
 
 class Versioned(NamedTuple):
@@ -169,12 +171,17 @@ class Catalog:
 
     def _select(self, state: str) -> list[Record]:
         rows = self._database.execute(
-            "SELECT name, uuid, size_bytes, generation FROM volumes WHERE state = ? ORDER BY name", (state,)
+            "SELECT name, uuid, size_bytes, generation, is_template FROM volumes WHERE state = ? ORDER BY name",
+            (state,),
         )
-        return [Record(*row) for row in rows]
+        return [
+            Record(name, uuid, size, generation, bool(is_template))
+            for name, uuid, size, generation, is_template in rows
+        ]
 
     def begin_create(self, record: Record) -> None:
-        self._change("INSERT INTO volumes VALUES (?, ?, ?, ?, 'creating')", astuple(record))
+        with self.transaction() as execute:
+            enter(execute, record, "creating")
 
     def finish_create(self, name: str) -> None:
         self._change("UPDATE volumes SET state = 'ready' WHERE name = ?", (name,))
@@ -188,7 +195,7 @@ class Catalog:
                 (name,),
             )
             if (count := clones.fetchone()[0]) > 0:
-                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots of volume {name}")
+                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on volume {name}")
             execute("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
 
     def forget(self, name: str) -> None:
@@ -314,6 +321,12 @@ def forget_snapshots(execute: Callable[..., sqlite3.Cursor], where: str, values:
     """Those of a condition, with the records that are kept for them as disks."""
     execute(f"DELETE FROM records WHERE uuid IN (SELECT identity FROM snapshots WHERE {where})", values)
     execute(f"DELETE FROM snapshots WHERE {where}", values)
+
+
+def enter(execute: Callable[..., sqlite3.Cursor], record: Record, state: str) -> None:
+    """A volume that is new, in a transaction."""
+    query = "INSERT INTO volumes (name, uuid, size_bytes, generation, is_template, state) VALUES (?, ?, ?, ?, ?, ?)"
+    execute(query, (*astuple(record), state))
 
 
 def _cut(patterns: bytes, passes: int) -> tuple[bytes, ...]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
-from shm_server.volumes.catalog import Catalog, Record, forget_snapshots
+from shm_server.volumes.catalog import Catalog, Record, enter, forget_snapshots
 
 _SNAPSHOT = "name, layer, size_bytes, created_s, identity"
 _COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
@@ -49,7 +49,7 @@ AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = lower.number 
 _COLLAPSIBLE = """
 FROM tops JOIN layers AS top ON top.number = tops.layer JOIN layers AS base ON base.number = top.parent
 JOIN volumes ON volumes.uuid = tops.uuid
-WHERE base.parent IS NULL AND base.uuid = top.uuid AND volumes.state = 'ready'
+WHERE base.parent IS NULL AND base.uuid = top.uuid AND volumes.state = 'ready' AND NOT volumes.is_template
 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = base.number)
 AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = base.number AND other.number != top.number)
 """
@@ -141,14 +141,24 @@ class Lineage:
         found = (Snapshot(*row) for row in self._catalog.select(query, (uuid,)))
         return list(itertools.takewhile(lambda snapshot: snapshot.layer != stays, found))
 
+    def make_template(self, uuid: str) -> None:
+        """All below the top is durable, and what the volume is for ever; its snapshots go. ENOTEMPTY: clones stand on
+        them."""
+        with self._catalog.transaction() as execute:
+            _check_childless(execute, uuid)
+            _seal(execute, uuid)
+            forget_snapshots(execute, "uuid = ?", (uuid,))
+            execute("UPDATE volumes SET is_template = 1 WHERE uuid = ?", (uuid,))
+
+    def check_childless(self, uuid: str) -> None:
+        """ENOTEMPTY: clones stand on its snapshots."""
+        with self._catalog.transaction() as execute:
+            _check_childless(execute, uuid)
+
     def seal(self, uuid: str, snapshot: Snapshot | None = None) -> None:
         """All below the top is durable; ``snapshot`` is a name for it. EEXIST."""
         with self._catalog.transaction() as execute:
-            execute(
-                f"{_OPEN_BELOW} UPDATE layers SET state = 'sealed' WHERE state = 'open' "
-                "AND number IN (SELECT number FROM below)",
-                (uuid,),
-            )
+            _seal(execute, uuid)
             if snapshot is not None:
                 _check_new(execute, uuid, snapshot.name)
                 execute(
@@ -195,10 +205,14 @@ class Lineage:
         return replace(record, size_bytes=size_bytes, generation=generation)
 
     def clone(self, source_uuid: str, snapshot: str, record: Record, layer: LayerFile) -> None:
-        """A new volume, at once whole, whose top ``layer`` stands on the snapshot. ENOENT."""
+        """A new volume, at once whole, whose top ``layer`` stands on the snapshot; without a name on what the template
+        is. ENOENT; EINVAL: it is no template."""
         with self._catalog.transaction() as execute:
-            parent = _layer_of_snapshot(execute, source_uuid, snapshot)
-            execute("INSERT INTO volumes VALUES (?, ?, ?, ?, 'ready')", astuple(record))
+            if snapshot:
+                parent = _layer_of_snapshot(execute, source_uuid, snapshot)
+            else:
+                parent = _layer_of_template(execute, source_uuid)
+            enter(execute, record, "ready")
             _stand(execute, layer, parent)
 
     # What can go ----------------------------------------------------------------------------------------------------
@@ -281,6 +295,38 @@ def _stand(execute: Callable[..., Any], layer: LayerFile, parent: int) -> None:
     """``layer`` is its volume's top, on ``parent``."""
     execute("UPDATE layers SET state = 'open', parent = ? WHERE number = ?", (parent, layer.number))
     execute("INSERT OR REPLACE INTO tops VALUES (?, ?)", (layer.uuid, layer.number))
+
+
+def _seal(execute: Callable[..., Any], uuid: str) -> None:
+    execute(
+        f"{_OPEN_BELOW} UPDATE layers SET state = 'sealed' WHERE state = 'open' "
+        "AND number IN (SELECT number FROM below)",
+        (uuid,),
+    )
+
+
+def _check_childless(execute: Callable[..., Any], uuid: str) -> None:
+    query = (
+        "SELECT count(*) FROM layers AS clone JOIN layers AS ours ON clone.parent = ours.number "
+        "WHERE ours.uuid = ? AND clone.uuid != ours.uuid"
+    )
+    if (count := execute(query, (uuid,)).fetchone()[0]) > 0:
+        raise OSError(errno.ENOTEMPTY, f"{count} clones stand on its snapshots")
+
+
+def _layer_of_template(execute: Callable[..., Any], uuid: str) -> int:
+    """Below its top, which is empty and stays so."""
+    query = (
+        "SELECT volumes.name, is_template, layers.parent FROM volumes LEFT JOIN tops USING (uuid) "
+        "LEFT JOIN layers ON layers.number = tops.layer WHERE volumes.uuid = ? AND volumes.state = 'ready'"
+    )
+    row = execute(query, (uuid,)).fetchone()
+    if row is None:
+        raise OSError(errno.ENOENT, "the volume is not there any more")
+    name, is_template, parent = row
+    if not is_template:
+        raise OSError(errno.EINVAL, f"volume {name} is no template: one of its snapshots can be cloned")
+    return int(parent)
 
 
 def _layer_of_snapshot(execute: Callable[..., Any], uuid: str, name: str) -> int:

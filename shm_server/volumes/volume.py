@@ -53,7 +53,7 @@ class Volume:
         self.uuid = uuid
         self.size_bytes = size_bytes
         self.generation = generation
-        self.is_read_only = False  # it is a snapshot
+        self.is_read_only = False  # it is a snapshot, or a template
         self.failure = 0  # errno of the fdatasync that failed; sticky
         self.on_failure: Callable[[], None] = lambda: None
         self.ranges = Ranges(runtime)

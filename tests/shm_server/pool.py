@@ -11,6 +11,7 @@ from typing import Any
 from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.runtime import Job, Runtime, Wait
+from shm_server.sanitizer import Sanitizer
 from shm_server.snapshots import Snapshots
 from shm_server.stores import Stores, open_stores
 from shm_server.volumes.catalog import Catalog
@@ -47,6 +48,7 @@ class Pool:
     def __init__(self, directory: Path, kind: str = "file", catalog: Catalog | None = None, **options: Any) -> None:
         """``catalog``: another one, which stays open."""
         self.directory = directory
+        self._options = {"kind": kind, **options}
         self.runtime = Runtime()
         self.stores: Stores = open_stores(kind, directory, **options)
         self._is_catalog_ours = catalog is None
@@ -56,6 +58,7 @@ class Pool:
         self.snapshots = Snapshots(
             self.runtime, self.stores, self.manager, lambda info, _: self.watcher.rolled_back.append(info)
         )
+        self.sanitizer = Sanitizer(self.runtime, self.manager, lambda _info, _holders: None)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """To its end, as the server's loop would."""
@@ -107,6 +110,11 @@ class Pool:
         buffer = bytearray(b"\xee" * length)
         done = self.run(volume.read([memoryview(buffer)], offset, length))
         return bytes(buffer[:done])
+
+    def restart(self) -> None:
+        """An orderly end, and a start."""
+        self.close()
+        Pool.__init__(self, self.directory, **self._options)
 
     def close(self) -> None:
         """Orderly: the last handles have gone."""

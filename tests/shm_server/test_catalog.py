@@ -82,10 +82,19 @@ def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
 
 
 LAYERS = ["layers", "tops", "snapshots"]
+NEW_COLUMNS = [("volumes", "is_template"), ("snapshots", "identity")]  # of format 5
+
+
+def become_older(database: sqlite3.Connection, version: int) -> None:
+    """At most format 4."""
+    database.execute("DROP INDEX snapshots_by_identity")
+    for table, column in NEW_COLUMNS:
+        database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    database.execute(f"PRAGMA user_version={version}")
 
 
 @pytest.mark.parametrize(
-    ("version", "missing"), [(1, ["records", "sanitize", *LAYERS]), (2, ["sanitize", *LAYERS]), (3, LAYERS)]
+    ("version", "missing"), [(1, ["records", "sanitize", *LAYERS]), (2, ["sanitize", *LAYERS]), (3, LAYERS), (4, [])]
 )
 def test_an_older_catalogue_gets_what_it_lacks(tmp_path: Path, version: int, missing: list[str]) -> None:
     """Older formats are brought to ours when they are opened; their volumes stay."""
@@ -95,9 +104,9 @@ def test_an_older_catalogue_gets_what_it_lacks(tmp_path: Path, version: int, mis
     catalog.finish_create("demo")
     catalog.close()
     database = sqlite3.connect(path)
+    become_older(database, version)
     for table in missing:
         database.execute(f"DROP TABLE {table}")
-    database.execute(f"PRAGMA user_version={version}")
     database.close()
     again = Catalog(path)
     assert again.load() == [DEMO]
@@ -114,11 +123,9 @@ def test_snapshots_of_an_older_catalogue_get_an_identity(tmp_path: Path) -> None
     path = tmp_path / "c.sqlite"
     Catalog(path).close()
     database = sqlite3.connect(path)
-    database.execute("DROP INDEX snapshots_by_identity")
-    database.execute("ALTER TABLE snapshots DROP COLUMN identity")
+    become_older(database, 4)
     for row in ((DEMO.uuid, "a", 1), (DEMO.uuid, "b", 2)):
         database.execute("INSERT INTO snapshots VALUES (?, ?, ?, 4096, 0.5)", row)
-    database.execute("PRAGMA user_version=4")
     database.commit()
     database.close()
     seen = []

@@ -104,6 +104,16 @@ class Life:
         self.pool.settle()
         assert name not in self.pool.manager.layers
 
+    def make_template(self, name: str) -> None:
+        self.pool.let_go(self.handles.pop(name))
+        entry = self._entry(name, 0, 0, 0, True)
+        for snapshot in [each for each, (whose, *_) in self.snapshots.items() if whose == name]:
+            self._forget(snapshot)
+        self.pool.run(self.pool.snapshots.make_template(name))
+        self._done(name, entry)
+        self.pool.settle()
+        self.snapshots[""] = (name, self.now, 1 << 30, bytes(self.contents[name]))
+
     def flush(self, name: str) -> None:
         entry = self._entry(name, 0, 0, 0, True)
         self.pool.run(self.handle(name).volume.flush())
@@ -141,8 +151,8 @@ class Life:
         self.entries[new] = [entry]
 
     def _forget(self, snapshot: str) -> None:
-        name, since, _, content = self.snapshots[snapshot]
-        self.snapshots[snapshot] = (name, since, self.now, content)
+        name, since, until, content = self.snapshots[snapshot]
+        self.snapshots[snapshot] = (name, since, min(until, self.now), content)
 
     def reboot(self) -> None:
         """All that the kernel had has come to the disk, by chance; but nobody knows that."""
@@ -233,6 +243,11 @@ def live(life: Life) -> None:
     life.write("w", 4 * PAGE, PAGE)
     life.flush("w")
     life.write("w", 0, PAGE)
+    life.snapshot("w", "s6")
+    life.write("w", 512, PAGE)
+    life.make_template("w")
+    life.clone("w", "", "d")
+    life.write("d", 512, 512)
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +316,10 @@ class Judge:
 
     @staticmethod
     def _read(pool: Pool, name: str) -> bytes:
-        with pool.volume(name) as volume:
-            return pool.read(volume, 0, SIZE)
+        handle = pool.hold(name, "r" if pool.manager.stat(name).is_template else "rw")
+        content = pool.read(handle.volume, 0, SIZE)
+        pool.let_go(handle)
+        return content
 
 
 def _differs(content: bytes, begin: bytes, entries: list[Entry], at: int, since: int) -> str:

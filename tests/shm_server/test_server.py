@@ -441,7 +441,8 @@ def test_an_unfinished_creation_is_undone_at_the_next_start(server: ServerProces
     connect(server).create("whole", 4096)
     server.kill()
     database = sqlite3.connect(server.pool / "catalogue.sqlite")
-    database.execute("INSERT INTO volumes VALUES ('half', 'ff', 4096, 1, 'creating')")
+    columns = "(name, uuid, size_bytes, generation, state)"
+    database.execute(f"INSERT INTO volumes {columns} VALUES ('half', 'ff', 4096, 1, 'creating')")
     database.commit()
     database.close()
     (server.pool / "volumes" / "half.raw").write_bytes(b"")

@@ -41,7 +41,8 @@ class _Model:
         self.content = content
         self.snapshots: dict[str, bytes] = {}
         self.order: list[str] = []
-        self.children: dict[str, list[str]] = {}  # clones by snapshot
+        self.children: dict[str, list[str]] = {}  # clones by snapshot; of the template itself by ""
+        self.is_template = False
 
 
 class Machine(RuleBasedStateMachine):
@@ -69,9 +70,17 @@ class Machine(RuleBasedStateMachine):
     def pick(self, data: Any) -> str:
         return str(data.draw(st.sampled_from(sorted(self.models)), label="volume"))
 
+    def pick_writable(self, data: Any) -> str:
+        """There is one always."""
+        names = [name for name, model in sorted(self.models.items()) if not model.is_template]
+        return str(data.draw(st.sampled_from(names), label="volume"))
+
+    def is_last_writable(self, name: str) -> bool:
+        return all(model.is_template or other == name for other, model in self.models.items())
+
     def volume(self, name: str) -> Any:
         if name not in self.held:
-            self.held[name] = self.pool.hold(name)
+            self.held[name] = self.pool.hold(name, "r" if self.models[name].is_template else "rw")
         return self.held[name].volume
 
     def let_go(self, name: str) -> None:
@@ -88,14 +97,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), value=st.integers(1, 255), durable=st.booleans())
     def write(self, data: Any, value: int, durable: bool) -> None:
-        name = self.pick(data)
+        name = self.pick_writable(data)
         offset, length = self.range(data, name)
         self.pool.write(self.volume(name), BEGIN + offset, bytes([value]) * length, is_durable=durable)
         self.models[name].content[offset : offset + length] = bytes([value]) * length
 
     @rule(data=st.data(), unmap=st.booleans())
     def clear(self, data: Any, unmap: bool) -> None:
-        name = self.pick(data)
+        name = self.pick_writable(data)
         offset, length = self.range(data, name)
         volume = self.volume(name)
         self.pool.run(volume.write_zeroes(BEGIN + offset, length, never, is_durable=False, may_unmap=unmap))
@@ -103,18 +112,18 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), value=st.integers(1, 255))
     def write_atomic(self, data: Any, value: int) -> None:
-        name = self.pick(data)
+        name = self.pick_writable(data)
         offset, length = self.range(data, name)
         self.pool.run(self.volume(name).write_atomic(bytes([value]) * length, BEGIN + offset))
         self.models[name].content[offset : offset + length] = bytes([value]) * length
 
     @rule(data=st.data())
     def flush(self, data: Any) -> None:
-        self.pool.run(self.volume(self.pick(data)).flush())
+        self.pool.run(self.volume(self.pick_writable(data)).flush())
 
     @rule(data=st.data(), opened=st.booleans())
     def snapshot(self, data: Any, opened: bool) -> None:
-        name = self.pick(data)
+        name = self.pick_writable(data)
         if not opened:
             self.let_go(name)
         snapshot = f"s{next(self.numbers)}"
@@ -178,6 +187,40 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.models) > 1)
     @rule(data=st.data())
+    def make_template(self, data: Any) -> None:
+        name = self.pick_writable(data)
+        model = self.models[name]
+        if self.is_last_writable(name):
+            return
+        make = self.pool.snapshots.make_template(name)
+        if name in self.held:
+            with pytest.raises(OSError) as caught:
+                self.pool.run(make)
+            assert caught.value.errno == errno.EBUSY
+            self.let_go(name)
+            make = self.pool.snapshots.make_template(name)
+        if any(model.children.values()):
+            with pytest.raises(OSError) as caught:
+                self.pool.run(make)
+            assert caught.value.errno == errno.ENOTEMPTY
+            return
+        assert self.pool.run(make).is_template
+        model.is_template = True
+        model.snapshots.clear()
+        model.order.clear()
+        model.children.clear()
+
+    @precondition(lambda self: len(self.models) < 4 and any(model.is_template for model in self.models.values()))
+    @rule(data=st.data())
+    def clone_template(self, data: Any) -> None:
+        names = [name for name, model in sorted(self.models.items()) if model.is_template]
+        name, new = data.draw(st.sampled_from(names), label="template"), f"v{next(self.numbers)}"
+        self.pool.run(self.pool.snapshots.clone(name, "", new))
+        self.models[new] = _Model(bytearray(self.models[name].content))
+        self.models[name].children.setdefault("", []).append(new)
+
+    @precondition(lambda self: len(self.models) > 1)
+    @rule(data=st.data())
     def remove_volume(self, data: Any) -> None:
         name = self.pick(data)
         self.let_go(name)
@@ -186,7 +229,7 @@ class Machine(RuleBasedStateMachine):
                 self.pool.run(self.pool.manager.remove(name))
             assert caught.value.errno == errno.ENOTEMPTY
             return
-        if len(self.models) == 1:
+        if self.is_last_writable(name):
             return
         self.pool.run(self.pool.manager.remove(name))
         del self.models[name]
@@ -197,7 +240,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), pages=st.integers(1, 8))
     def grow(self, data: Any, pages: int) -> None:
-        name = self.pick(data)
+        name = self.pick_writable(data)
         model = self.models[name]
         size = min(len(model.content) + pages * PAGE, MAX_SPAN)
         self.pool.run(self.pool.manager.resize(name, BEGIN + size))
