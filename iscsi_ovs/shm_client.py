@@ -32,7 +32,7 @@ from iscsi_ovs.storage.device import DeviceHandle
 from iscsi_ovs.storage.errnos import os_error
 from iscsi_ovs.storage.link import OnProgress
 from iscsi_ovs.storage.service import DEFAULT_SEGMENT_BYTES, Service
-from iscsi_ovs.storage.volume import AioCompletion, Volume, VolumeStat
+from iscsi_ovs.storage.volume import AioCompletion, Change, Volume, VolumeStat
 from shm_server.abi import control
 
 __all__ = [
@@ -243,6 +243,12 @@ class Context:
         """What a volume is now it is for ever, to be read and cloned (not in the C API); its snapshots go. ENOENT;
         EBUSY: somebody holds it; ENOTEMPTY: clones stand on its snapshots. Later changes of it are EROFS."""
         return self._call(control.MakeTemplate(0, name), control.Volume).info
+
+    def list_changes(self, volume: Volume, base: Volume, offset: int) -> tuple[list[Change], int]:
+        """One step of volume.changes()."""
+        message = control.ListChanges(0, volume.device.handle, base.device.handle, offset)
+        answer = self._call(message, control.Changes)
+        return answer.runs, answer.next_offset
 
     def get_record(self, name: str, record: str) -> tuple[int, bytes]:
         """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""

@@ -66,6 +66,13 @@ class Client:
     def handles(self) -> list[Handle]:
         return list(self.attachment.handles.values()) if self.attachment else []
 
+    def handle(self, number: int) -> Handle:
+        """EBADF: it has no such handle."""
+        handle = self.attachment.handles.get(number) if self.attachment else None
+        if handle is None:
+            raise OSError(errno.EBADF, f"there is no handle {number}")
+        return handle
+
     # Output ---------------------------------------------------------------------------------------------------------
 
     def send(self, message: control.Message, descriptors: Sequence[int] = ()) -> None:

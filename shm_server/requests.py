@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shm_server.abi import control, layout, segment
+from shm_server.changes import ChangeLists
 from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
@@ -64,6 +65,7 @@ class Requests:
         self._region_used = 0
         self._attach_refusal = attach_refusal
         self._segment_lane = Lane(1)
+        self._changes = ChangeLists(runtime)
         self._zombies: set[Client] = set()
         self.is_stopping = False  # long requests end between two steps
         self.sanitizer: Sanitizer  # the same
@@ -91,6 +93,7 @@ class Requests:
             control.RollBack: self._roll_back,
             control.Clone: self._clone,
             control.MakeTemplate: self._make_template,
+            control.ListChanges: self._list_changes,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -218,6 +221,10 @@ class Requests:
         client.attachment.handles[handle.number] = handle
         info = await self.manager.look(request.name)
         return control.Opened(request.id, handle.number, handle.epoch, info)
+
+    async def _list_changes(self, client: Client, request: control.ListChanges) -> control.Reply:
+        handle, base = client.handle(request.handle), client.handle(request.base)
+        return control.Changes(request.id, *await self._changes.find(handle, base, request.offset))
 
     async def _close(self, client: Client, request: control.Close) -> control.Reply:
         handle = client.attachment.handles.pop(request.handle, None) if client.attachment else None

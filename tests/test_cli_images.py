@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs.cli.images import _interruptible
-from iscsi_ovs.images import importing
+from iscsi_ovs.images import applying, importing
 from iscsi_ovs.images.image import Extent, ImageError, Kind
 from iscsi_ovs.shm_client import Context
 from tests.images.pictures import KIB, MIB, a_disk, write_qcow2
@@ -132,6 +132,163 @@ def test_mostly_holes(context: Context, volume: Call, name: str, short_dir: Path
     assert "identical" in qemu_img("compare", "-f", "qcow2", "-F", "raw", image, short_dir / "b.raw")
 
 
+# Differences -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(context: Context, name: str, disk: bytes) -> tuple[bytes, bytes]:
+    """A volume with the snapshots monday and tuesday, and what it was then."""
+    context.create_volume(name, SIZE)
+    put(context, name, disk)
+    context.create_snapshot(name, "monday")
+    later = bytearray(disk)
+    for at, data in ((8 * KIB, b"changed" * KIB), (3 * MIB + 100, b"odd"), (5 * MIB, bytes(512 * KIB))):
+        put(context, name, data, at)
+        later[at : at + len(data)] = data
+    with context.open(name) as volume:
+        volume.discard(6 * MIB, MIB)
+    later[6 * MIB : 7 * MIB] = bytes(MIB)
+    context.create_snapshot(name, "tuesday")
+    put(context, name, b"wednesday")  # what comes later is in none of it
+    return disk, bytes(later)
+
+
+@pytest.mark.parametrize("suffix", ["raw", "qcow2"])
+def test_over_the_earlier_image(
+    volume: Call, name: str, two: tuple[bytes, bytes], short_dir: Path, suffix: str
+) -> None:
+    """QEMU reads the difference over the image of the earlier snapshot, and finds the later one; it is much smaller."""
+    whole, difference = short_dir / f"monday.{suffix}", short_dir / "tuesday.qcow2"
+    assert volume("export", f"{name}@monday", whole).returncode == DONE
+    ran = volume("export", f"{name}@tuesday", difference, "--since", "monday", "--backing", whole.name)
+    assert (ran.returncode, ran.stderr) == (DONE, "")
+    (short_dir / "expected.raw").write_bytes(two[1])
+    assert "No errors were found" in qemu_img("check", difference)
+    names = difference, short_dir / "expected.raw"
+    assert "identical" in qemu_img("compare", "-f", "qcow2", "-F", "raw", *names)
+    assert difference.stat().st_size < 64 * KIB
+    qemu_img("commit", "-q", "-f", "qcow2", difference)
+    assert "identical" in qemu_img("compare", "-f", suffix, "-F", "raw", whole, short_dir / "expected.raw")
+
+
+def test_onto_a_clone(context: Context, volume: Call, name: str, two: tuple[bytes, bytes], short_dir: Path) -> None:
+    """A clone of the earlier snapshot becomes the later one, and says so by its snapshots."""
+    difference = short_dir / "d.qcow2"
+    assert volume("export", f"{name}@tuesday", difference, "--since", "monday").returncode == DONE
+    context.clone_volume(name, "monday", "copy")
+    ran = volume("import", difference, "--onto", "copy")
+    assert (ran.returncode, ran.stderr) == (DONE, "")
+    assert get(context, "copy") == two[1]
+    assert [found.name for found in context.list_snapshots("copy")] == ["monday", "tuesday"]
+    assert get(context, "copy@monday") == two[0]
+    context.remove_volume("copy")
+
+
+def test_elsewhere(context: Context, volume: Call, name: str, two: tuple[bytes, bytes], short_dir: Path) -> None:
+    """In another pool: the whole image, then difference upon difference; each fits only where it should."""
+    put(context, name, b"thursday", 2 * MIB)
+    context.create_snapshot(name, "thursday")
+    whole, first, second = (short_dir / f"{each}.qcow2" for each in ("whole", "first", "second"))
+    assert volume("export", f"{name}@monday", whole).returncode == DONE
+    assert volume("export", f"{name}@tuesday", first, "--since", "monday").returncode == DONE
+    assert volume("export", f"{name}@thursday", second, "--since", "tuesday").returncode == DONE
+    with Serve(short_dir / "t", {}) as other, Context(state_dir=other.state_dir) as there:
+
+        def bring(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+            return run("volume", "import", "--state-dir", other.state_dir, *arguments)
+
+        assert bring(whole, "mirror", "--with-snapshot").returncode == DONE
+        ran = bring(second, "--onto", "mirror")
+        assert ran.returncode == FAILED
+        assert f"volume mirror is not known to be {name}@tuesday" in ran.stderr
+        assert bring(first, "--onto", "mirror").returncode == DONE
+        assert get(there, "mirror") == two[1]
+        assert bring(first, "--onto", "mirror").returncode == BUSY  # it has that snapshot
+        put(there, "mirror", b"x")
+        ran = bring(second, "--onto", "mirror")
+        assert ran.returncode == FAILED
+        assert f"was written since it was {name}@tuesday: roll it back" in ran.stderr
+        there.rollback_snapshot("mirror", "tuesday")
+        assert bring(second, "--onto", "mirror").returncode == DONE
+        assert get(there, "mirror") == get(context, f"{name}@thursday")
+        assert other.stop() == 0
+
+
+def test_force(context: Context, volume: Call, name: str, two: tuple[bytes, bytes], short_dir: Path) -> None:
+    """Onto whatever it is: what changed comes, the rest stays."""
+    difference = short_dir / "d.qcow2"
+    assert volume("export", f"{name}@tuesday", difference, "--since", "monday").returncode == DONE
+    context.create_volume("any", SIZE)
+    put(context, "any", two[0])
+    assert volume("import", difference, "--onto", "any").returncode == FAILED
+    assert get(context, "any") == two[0]
+    assert volume("import", difference, "--onto", "any", "--force").returncode == DONE
+    assert get(context, "any") == two[1]
+    context.remove_volume("any")
+
+
+def test_half_a_difference(
+    context: Context, volume: Call, name: str, two: tuple[bytes, bytes], short_dir: Path
+) -> None:
+    """What ends it half-way is undone: the volume is what it was."""
+    difference = short_dir / "d.qcow2"
+    assert volume("export", f"{name}@tuesday", difference, "--since", "monday").returncode == DONE
+    context.clone_volume(name, "monday", "half")
+    with importing.opened(difference, None) as image:
+        fill = image.reader.fill
+        calls = itertools.count()
+
+        def fail(extent: Extent, view: memoryview) -> None:
+            if next(calls):
+                raise KeyboardInterrupt
+            fill(extent, view)
+
+        image.reader.fill = fail  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            applying.apply(context, image, "half", lambda done: None)
+    assert next(calls) > 1
+    assert get(context, "half") == two[0]
+    context.remove_volume("half")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["export", "{name}", "a.qcow2", "--since", "monday"], USAGE, "--since is for two snapshots"),
+        (["export", "{name}@tuesday", "--since", "monday", "--vhost-user", "x"], USAGE, "for a qcow2 FILE"),
+        (["export", "{name}@tuesday", "{dir}/a.qcow2", "--since", "friday"], NOT_FOUND, "no snapshot friday"),
+        (["export", "{name}@monday", "{dir}/a.qcow2", "--backing", "b"], USAGE, "--backing is for --since"),
+        (
+            ["export", "{name}@tuesday", "{dir}/a.qcow2", "--since", "monday", "--backing", "none.raw"],
+            FAILED,
+            "none.raw is not there: say --backing-format",
+        ),
+        (["import", "a.qcow2", "b", "--onto", "c"], USAGE, "one of NAME and --onto"),
+        (["import", "a.qcow2", "b", "--force"], USAGE, "--force is for --onto"),
+        (["import", "{dir}/d.qcow2", "new"], FAILED, "it is the difference since {name}@monday: import it --onto"),
+        (["import", "{dir}/w.qcow2", "--onto", "{name}"], FAILED, "it is a whole image"),
+        (["import", "{dir}/r.raw", "new", "--with-snapshot"], FAILED, "does not say which snapshot"),
+    ],
+)
+def test_no_difference(
+    volume: Call,
+    name: str,
+    two: tuple[bytes, bytes],
+    short_dir: Path,
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    """What can't be is refused in a sentence."""
+    if "d.qcow2" in arguments[1]:
+        assert volume("export", f"{name}@tuesday", short_dir / "d.qcow2", "--since", "monday").returncode == DONE
+    write_qcow2(short_dir / "w.qcow2", two[0])
+    (short_dir / "r.raw").write_bytes(bytes(MIB))
+    places = {"name": name, "dir": str(short_dir)}
+    ran = volume(*(argument.format(**places) for argument in arguments))
+    assert (ran.returncode, words.format(**places) in ran.stderr) == (code, True), ran.stderr
+
+
 # What is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +314,7 @@ def test_names_that_are_there(context: Context, volume: Call, name: str, short_d
         (["export", "demo"], "one of FILE and --vhost-user"),
         (["export", "demo", "a.raw", "--vhost-user", "b.sock"], "one of FILE and --vhost-user"),
         (["export", "demo", "a.vmdk", "--format", "vmdk"], "'vmdk' is not one of"),
-        (["import", "a.raw"], "Missing argument 'NAME'"),
+        (["import", "a.raw"], "one of NAME and --onto VOLUME"),
     ],
 )
 def test_usage(volume: Call, arguments: list[str], words: str) -> None:

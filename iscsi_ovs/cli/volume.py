@@ -115,6 +115,9 @@ def volume_resize(name: str, size: str, state_dir: Path | None) -> None:
 @click.argument("name", metavar="VOLUME[@SNAPSHOT]")
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @images.format_option
+@click.option("--since", metavar="SNAPSHOT", help="Only what is otherwise than in this earlier snapshot, as qcow2.")
+@click.option("--backing", metavar="FILE", help="With --since: the image of that snapshot, which FILE shall stand on.")
+@click.option("--backing-format", type=click.Choice(["raw", "qcow2"]), help="Of that; else its header says.")
 @click.option("--yes", "is_sure", is_flag=True, help="Replace FILE.")
 @click.option(
     "--vhost-user",
@@ -129,6 +132,9 @@ def volume_export(
     name: str,
     file: Path | None,
     image_format: str | None,
+    since: str | None,
+    backing: str | None,
+    backing_format: str | None,
     is_sure: bool,
     path: Path | None,
     read_only: bool,
@@ -136,15 +142,23 @@ def volume_export(
 ) -> None:
     """Write a volume or snapshot to the image FILE, or serve it to a virtual machine as its disk.
 
-    FILE is raw or qcow2, by its name or --format; holes stay holes. It has its name only when it is whole.
+    FILE is raw or qcow2, by its name or --format; holes stay holes. It has its name only when it is whole. With
+    --since it is a difference: qemu-img reads it over the image of the earlier snapshot, "volume import --onto"
+    brings it onto a volume that is that.
 
     With --vhost-user it returns once the socket listens, and prints how to start the machine. That export holds the
     volume, and ends with "unexport" or with the volume server; one that shall always be there stands in vpool.json.
     """
     if (file is None) is (path is None):
         raise click.UsageError("one of FILE and --vhost-user")
+    if since is None and (backing is not None or backing_format is not None):
+        raise click.UsageError("--backing is for --since")
+    if since is not None and (file is None or image_format == "raw"):
+        raise click.UsageError("--since is for a qcow2 FILE")
     if path is not None:
         _serve_to_machine(name, path, read_only, state_dir)
+    elif file is not None and since is not None:
+        images.export_difference(name, since, file, images.Backing(backing, backing_format), is_sure, state_dir)
     elif file is not None:
         images.export_file(name, file, image_format, is_sure, state_dir)
 

@@ -47,8 +47,19 @@ def opened(path: Path, image_format: str | None) -> Iterator[Image]:
             raise ImageError(f"{path}: {error}") from None
 
 
-def import_image(context: shm_client.Context, image: Image, name: str, progress: Progress) -> None:
-    """A new volume that is what the image shows, durable. What fails or is interrupted leaves no volume. EEXIST."""
+def import_image(
+    context: shm_client.Context,
+    image: Image,
+    name: str,
+    progress: Progress,
+    keep: Callable[[origin.Moment], object] | None = None,
+) -> None:
+    """A new volume that is what the image shows, durable. What fails or is interrupted leaves no volume. EEXIST.
+
+    ``keep`` is called with the moment that the volume is then, before anybody else can write it.
+    """
+    if keep is not None and image.origin is None:
+        raise ImageError("it does not say which snapshot it is of")
     if image.stands_on:
         raise ImageError(_stands_on(image))
     if not image.reader.size_bytes:
@@ -57,6 +68,8 @@ def import_image(context: shm_client.Context, image: Image, name: str, progress:
     try:
         with context.open(name, owner=f"import pid {os.getpid()}") as volume:
             fill(context, volume, image.reader, progress, is_blank=True)
+            if keep is not None and image.origin is not None:
+                keep(image.origin.of)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what is told
             context.remove_volume(name, force=True)

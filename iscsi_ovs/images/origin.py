@@ -7,7 +7,6 @@ difference that was exported here fits there. JSON in the extension, so that it 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
 import msgspec
@@ -41,12 +40,6 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class _Format(msgspec.Struct, frozen=True):
     format: int = FORMAT
-
-
-def identity(volume_uuid: str, snapshot: str, created_s: float) -> str:
-    """Of a snapshot where it was made."""
-    text = f"{volume_uuid}/{snapshot}/{created_s!r}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def encode(origin: Origin) -> tuple[int, bytes]:

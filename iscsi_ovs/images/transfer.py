@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from iscsi_ovs import shm_client
 from iscsi_ovs.images.image import PAGE_BYTES, STEP_BYTES, runs
@@ -16,25 +17,40 @@ from iscsi_ovs.images.image import PAGE_BYTES, STEP_BYTES, runs
 BUFFERS = 8
 ZEROES_IN_FLIGHT = 64
 ZEROES_BYTES = 1 << 30  # at once
-PIECES_IN_FLIGHT = 1000  # those without data take no buffer
+PIECES_IN_FLIGHT = 256
 
 Piece = tuple[int, int, bool]  # offset, length, whether there is data
 
 
 def allocated(volume: shm_client.Volume, granule_bytes: int) -> Iterator[Piece]:
-    """The pieces of a volume that may hold data, in order, whole granules, none across a border of STEP_BYTES.
+    """The pieces of a volume that may hold data, in order, whole granules."""
+    return (piece for piece in _pieces(volume, 0, volume.size, granule_bytes) if piece[2])
 
-    The holes between are found by asking, but not within a step: there a read is cheaper than many questions.
+
+def changed(volume: shm_client.Volume, base: shm_client.Volume, granule_bytes: int) -> Iterator[Piece]:
+    """The pieces of a volume that ``base``, a snapshot of its past, may have otherwise, in order, whole granules."""
+    for offset, length, is_data in widened(volume.changes(base), granule_bytes, volume.size):
+        if is_data and length > granule_bytes:
+            yield from _pieces(volume, offset, offset + length, granule_bytes)
+        else:
+            yield offset, length, is_data
+
+
+def _pieces(volume: shm_client.Volume, at: int, end: int, granule_bytes: int) -> Iterator[Piece]:
+    """A range as pieces of data, none across a border of STEP_BYTES, and holes.
+
+    Holes are found by asking, but none within a step: there a read is cheaper than many questions.
     """
     step_bytes = max(STEP_BYTES, granule_bytes)
-    at, end, data_end = 0, volume.size, 0
+    data_end = at + (step_bytes if end - at <= step_bytes else 0)
     while at < end:
         if at >= data_end:
             is_data, length = volume.extent(at, end - at)
             data_end = at + length
             if not is_data:
-                hole_end = end if data_end >= end else data_end // granule_bytes * granule_bytes
+                hole_end = end if data_end >= end else data_end - data_end % granule_bytes
                 if hole_end > at:
+                    yield at, hole_end - at, False
                     at = hole_end
                     continue
         stop = min(end, at - at % step_bytes + step_bytes)
@@ -42,34 +58,81 @@ def allocated(volume: shm_client.Volume, granule_bytes: int) -> Iterator[Piece]:
         at = stop
 
 
+def widened(changes: Iterable[Piece], granule_bytes: int, end: int) -> Iterator[Piece]:
+    """Changes that begin and end anywhere as such of whole granules; one that is not all zeros has data."""
+    first = last = 0
+    was_data = False
+    for offset, length, is_data in changes:
+        for start, stop, has_data in _granules(offset, offset + length, is_data, granule_bytes, end):
+            if has_data is was_data and first < last >= start:
+                last = max(last, stop)
+            elif start < stop:
+                if first < last:
+                    yield first, last - first, was_data
+                first, last, was_data = start, stop, has_data
+    if first < last:
+        yield first, last - first, was_data
+
+
+def _granules(start: int, stop: int, is_data: bool, granule_bytes: int, end: int) -> Sequence[tuple[int, int, bool]]:
+    outer, outer_end = start - start % granule_bytes, min(end, stop + -stop % granule_bytes)
+    inner, inner_end = start + -start % granule_bytes, stop if stop >= end else stop - stop % granule_bytes
+    if is_data or inner >= inner_end:
+        return ((outer, outer_end, True),)
+    return (outer, inner, True), (inner, inner_end, False), (inner_end, outer_end, True)
+
+
 def read(
     context: shm_client.Context, volume: shm_client.Volume, pieces: Iterable[Piece], step_bytes: int
 ) -> Iterator[tuple[int, int, memoryview | None]]:
     """Offset, length and bytes of each piece (None: it has no data), in order; the bytes until the next one is asked
-    for. No piece of data is longer than ``step_bytes``."""
-    free = allocate(context, step_bytes)
-    under_way: deque[tuple[int, int, shm_client.Buffer | None, shm_client.AioCompletion | None]] = deque()
+    for. No piece of data is longer than ``step_bytes``; short ones share a buffer."""
+    free = [_Place(buffer) for buffer in allocate(context, step_bytes)]
+    under_way: deque[tuple[int, int, _Place | None, int, shm_client.AioCompletion | None]] = deque()
+    place = free.pop()
 
     def oldest() -> Iterator[tuple[int, int, memoryview | None]]:
-        offset, length, buffer, completion = under_way.popleft()
-        if completion is None or buffer is None:
+        offset, length, place, start, completion = under_way.popleft()
+        if place is None or completion is None:
             yield offset, length, None
             return
         if context.finish(completion) < length:
             raise OSError(errno.EIO, f"volume {volume.name} ends before byte {offset + length}")
-        yield offset, length, buffer.data[:length]
-        free.append(buffer)
+        yield offset, length, place.buffer.data[start : start + length]
+        place.pieces -= 1
+        if place.is_full and not place.pieces:
+            free.append(place)
 
     for offset, length, is_data in pieces:
-        while under_way and (len(under_way) >= PIECES_IN_FLIGHT or (is_data and not free)):
+        while len(under_way) >= PIECES_IN_FLIGHT:
             yield from oldest()
-        if is_data:
-            buffer = free.pop()
-            under_way.append((offset, length, buffer, volume.aio_read(buffer, length, offset)))
-        else:
-            under_way.append((offset, length, None, None))
+        if not is_data:
+            under_way.append((offset, length, None, 0, None))
+            continue
+        if place.used + length > step_bytes:
+            place.is_full = True
+            if not place.pieces:
+                free.append(place)
+            while not free:
+                yield from oldest()
+            place = free.pop()
+            place.used, place.is_full = 0, False
+        completion = volume.aio_read(place.buffer, length, offset, buffer_offset=place.used)
+        under_way.append((offset, length, place, place.used, completion))
+        place.used += length
+        place.pieces += 1
     while under_way:
         yield from oldest()
+
+
+@dataclass(slots=True)
+class _Place:
+    """A buffer that pieces are read to, one behind the other."""
+
+    buffer: shm_client.Buffer
+    used: int = 0
+    pieces: int = 0  # that somebody still wants to see
+    is_full: bool = False
 
 
 def allocate(context: shm_client.Context, size: int) -> list[shm_client.Buffer]:

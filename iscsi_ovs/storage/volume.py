@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from iscsi_ovs.storage.errnos import errno_of, os_error
 from shm_server.abi import control
 
 VolumeStat = control.VolumeInfo  # size_bytes is ovs_stat's st_size
+Change = tuple[int, int, bool]  # offset, length in bytes, whether there is data; else it reads zeros
 
 
 class Owner(Protocol):
@@ -45,6 +46,9 @@ class Owner(Protocol):
 
     def truncate_volume(self, name: str, size: int) -> VolumeStat:
         """Grow."""
+
+    def list_changes(self, volume: Volume, base: Volume, offset: int) -> tuple[list[Change], int]:
+        """What is otherwise than in ``base``, from ``offset`` on, and how far that is."""
 
 
 class AioCompletion:
@@ -152,6 +156,18 @@ class Volume:
         completion = self._start(block.Request(block.Operation.EXTENTS, offset, length), None)
         holds_bytes = self._context.finish(completion)
         return bool(completion.detail), holds_bytes
+
+    def changes(self, base: Volume) -> Iterator[Change]:
+        """Where this is otherwise than ``base``, an open snapshot of its past: pages, in order, as the server's maps
+        say it. Too much perhaps, never too little (beyond the C API). EINVAL: they have no past in common.
+        """
+        offset = 0
+        while offset < self.size:
+            found, next_offset = self._context.list_changes(self, base, offset)
+            yield from found
+            if next_offset <= offset:
+                raise os_error(errno.EPROTO, f"the changes of {self.name} come no further than {offset}")
+            offset = next_offset
 
     def compare(
         self, buffer: Buffer, length: int, offset: int, *, buffer_offset: int = 0, pattern: int = 0

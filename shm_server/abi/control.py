@@ -211,6 +211,18 @@ class MakeTemplate(Message, frozen=True):
     name: str
 
 
+class ListChanges(Message, frozen=True):
+    """What ``handle`` has from ``offset`` on otherwise than ``base``, a snapshot of its past; both are open here.
+
+    It is found in whole pages and may be too much, never too little. EINVAL: they have no past in common.
+    """
+
+    id: int
+    handle: int
+    base: int
+    offset: int = 0
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -336,6 +348,15 @@ class Snapshots(Message, frozen=True):
     infos: list[SnapshotInfo]
 
 
+class Changes(Message, frozen=True):
+    """Reply to ListChanges: (offset, length, whether there is data; else it reads zeros), in order. ``next_offset`` is
+    where the next request goes on; the volume's size: that was all."""
+
+    id: int
+    runs: list[tuple[int, int, bool]]
+    next_offset: int
+
+
 class Handles(Message, frozen=True):
     id: int
     infos: list[HandleInfo]
@@ -438,6 +459,7 @@ Request: TypeAlias = (
     | RollBack
     | Clone
     | MakeTemplate
+    | ListChanges
     | List
     | ListHandles
     | Subscribe
@@ -447,7 +469,7 @@ Event: TypeAlias = (
     VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested | Progressed
 )
 Reply: TypeAlias = (
-    Welcome | Attached | Opened | Volume | Record | Volumes | Snapshot | Snapshots | Handles | Done | Failed
+    Welcome | Attached | Opened | Volume | Record | Volumes | Snapshot | Snapshots | Changes | Handles | Done | Failed
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -130,6 +130,15 @@ class LayeredStore:
                     return found, done
         return bool(found), done
 
+    @property
+    def base_number(self) -> int:
+        return self.stack.base.file.number
+
+    def sources(self, first: int, count: int) -> list[tuple[int, int]]:
+        """Who has each page of a range: runs of a layer's number, or NOBODY, and pages. Any thread."""
+        runs = self._owners.runs(first, count)
+        return [(owner if owner == NOBODY else self.stack[owner].file.number, pages) for owner, pages in runs]
+
     # Writing --------------------------------------------------------------------------------------------------------
 
     def write_now(self, views: Views, offset: int) -> int:

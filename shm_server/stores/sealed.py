@@ -33,6 +33,8 @@ class SealedStore:
         self.replace = chain.replace
         self.allocated_bytes = chain.allocated_bytes
         self.close = chain.close
+        self.sources = chain.sources
+        self.base_number = chain.base_number
 
     def sync(self) -> None:
         """It is durable since it has its name."""
