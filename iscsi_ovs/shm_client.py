@@ -21,7 +21,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
@@ -205,10 +205,22 @@ class Context:
         """Every open handle of every client, with what it has moved (beyond the C API)."""
         return self._call(control.ListHandles(0), control.Handles).infos
 
-    def create_snapshot(self, name: str, snapshot: str) -> SnapshotStat:
+    def create_snapshot(
+        self, name: str, snapshot: str, *, labels: Mapping[str, str] | None = None, metadata: bytes = b""
+    ) -> SnapshotStat:
         """What the volume is now, kept (ovs_snapshot_create); durable when this returns, while I/O goes on. ENOENT;
-        EEXIST; EINVAL; EBUSY: it is being sanitized; EOPNOTSUPP: its store can't. There is no backend to wait for."""
-        return self._call(control.CreateSnapshot(0, name, snapshot), control.Snapshot).info
+        EEXIST; EINVAL; EBUSY: it is being sanitized; EOPNOTSUPP: its store can't. There is no backend to wait for.
+
+        Labels and opaque metadata are kept with it, at most 4096 bytes of them in all: E2BIG."""
+        message = control.CreateSnapshot(0, name, snapshot, dict(labels or {}), metadata)
+        return self._call(message, control.Snapshot).info
+
+    def label_snapshot(
+        self, name: str, snapshot: str, labels: Mapping[str, str | None], *, metadata: bytes | None = None
+    ) -> SnapshotStat:
+        """Set labels of a snapshot, or with None take them away, and replace its metadata (beyond the C API), durably.
+        ENOENT; EINVAL, E2BIG: as create_snapshot()."""
+        return self._call(control.LabelSnapshot(0, name, snapshot, dict(labels), metadata), control.Snapshot).info
 
     def list_snapshots(self, name: str) -> list[SnapshotStat]:
         """Every snapshot of a volume, by name (ovs_snapshot_list). ENOENT."""

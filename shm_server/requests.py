@@ -24,6 +24,7 @@ from shm_server.progress import Progress
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.snapshots import Snapshots
+from shm_server.volumes import labels
 from shm_server.volumes.catalog import Versioned
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.lineage import Snapshot
@@ -87,6 +88,7 @@ class Requests:
             control.Export: self._export,
             control.Unexport: self._unexport,
             control.CreateSnapshot: self._create_snapshot,
+            control.LabelSnapshot: self._label_snapshot,
             control.StatSnapshot: self._stat_snapshot,
             control.ListSnapshots: self._list_snapshots,
             control.RemoveSnapshot: self._remove_snapshot,
@@ -291,7 +293,12 @@ class Requests:
         return control.Done(request.id)
 
     async def _create_snapshot(self, client: Client, request: control.CreateSnapshot) -> control.Reply:
-        return control.Snapshot(request.id, _info(await self.snapshots.create(request.name, request.snapshot)))
+        made = await self.snapshots.create(request.name, request.snapshot, request.labels, request.metadata)
+        return control.Snapshot(request.id, _info(made))
+
+    async def _label_snapshot(self, client: Client, request: control.LabelSnapshot) -> control.Reply:
+        found = await self.snapshots.label(request.name, request.snapshot, request.labels, request.metadata)
+        return control.Snapshot(request.id, _info(found))
 
     async def _stat_snapshot(self, client: Client, request: control.StatSnapshot) -> control.Reply:
         return control.Snapshot(request.id, _info(await self.snapshots.find(request.name, request.snapshot)))
@@ -455,7 +462,8 @@ def _check_may_export(client: Client) -> None:
 
 
 def _info(snapshot: Snapshot) -> control.SnapshotInfo:
-    return control.SnapshotInfo(snapshot.name, snapshot.size_bytes, snapshot.created_s)
+    kept = labels.decode(snapshot.labels), snapshot.metadata
+    return control.SnapshotInfo(snapshot.name, snapshot.size_bytes, snapshot.created_s, snapshot.identity, *kept)
 
 
 def _handle_info(handle: Handle) -> control.HandleInfo:

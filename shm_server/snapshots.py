@@ -15,8 +15,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from shm_server.abi import names
@@ -24,6 +25,7 @@ from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime
 from shm_server.stores.base import LayerFile, Stores, no_layers
+from shm_server.volumes import labels
 from shm_server.volumes.catalog import Record
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.lineage import Merge, Snapshot
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NAME = re.compile(names.SNAPSHOT_RULE)
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Snapshots:
@@ -58,18 +61,23 @@ class Snapshots:
 
     # What can be asked for ------------------------------------------------------------------------------------------
 
-    async def create(self, name: str, snapshot: str) -> Snapshot:
-        """ENOENT; EEXIST; EINVAL (name); EBUSY: it is being sanitized; EROFS: a template has none; EOPNOTSUPP: not in
-        this store."""
+    async def create(
+        self, name: str, snapshot: str, words: Mapping[str, str] = NO_LABELS, metadata: bytes = b""
+    ) -> Snapshot:
+        """ENOENT; EEXIST; EINVAL (name, labels); E2BIG (labels); EBUSY: it is being sanitized; EROFS: a template has
+        none; EOPNOTSUPP: not in this store."""
         if not _NAME.fullmatch(snapshot):
             raise OSError(errno.EINVAL, f"{snapshot!r} is no name of a snapshot: {names.SNAPSHOT_RULE}")
+        labels.check(words, metadata)
         async with self._manager.locked(name):
             record = self._check_changeable(name)
             await self._manager.on_thread(lambda: self._lineage.check_new(record.uuid, snapshot))
             made: list[Snapshot] = []
 
             def keep(layer: int, created_s: float) -> None:
-                made.append(Snapshot(snapshot, layer, record.size_bytes, created_s, secrets.token_hex(16)))
+                identity = secrets.token_hex(16)
+                kept = labels.encode(words), metadata
+                made.append(Snapshot(snapshot, layer, record.size_bytes, created_s, identity, *kept))
                 self._lineage.seal(record.uuid, made[0])
 
             await self._push(record, keep)
@@ -81,6 +89,14 @@ class Snapshots:
         """ENOENT."""
         uuid = self._manager.record(name).uuid
         found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(uuid, snapshot))
+        return found
+
+    async def label(
+        self, name: str, snapshot: str, changes: Mapping[str, str | None], metadata: bytes | None
+    ) -> Snapshot:
+        """Other labels (None: no more) and, unless None, metadata, durably. ENOENT; EINVAL, E2BIG."""
+        uuid = self._manager.record(name).uuid
+        found: Snapshot = await self._manager.on_thread(lambda: self._lineage.label(uuid, snapshot, changes, metadata))
         return found
 
     async def find_all(self, name: str, after: str, limit: int) -> list[Snapshot]:

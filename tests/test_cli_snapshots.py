@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -96,15 +97,42 @@ def test_keep_ruin_and_go_back(serve: Serve, context: Context, snapshot: Call, n
 
 def test_list_and_show(snapshot: Call, name: str) -> None:
     """A table, an object, or lines; times are UTC."""
-    assert snapshot("list", name).stdout.split() == ["NAME", "SIZE", "CREATED"]
+    assert snapshot("list", name).stdout.split() == ["NAME", "SIZE", "CREATED", "LABELS"]
     snapshot("create", name, "b")
     snapshot("create", name, "a")
     rows = [line.split() for line in snapshot("list", name).stdout.splitlines()]
     assert [row[:2] for row in rows] == [["NAME", "SIZE"], ["a", "1M"], ["b", "1M"]]
     row = json.loads(snapshot("show", name, "a", "-o", "json").stdout)
-    assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[1][2]}
+    kept = {"uuid": row["uuid"], "labels": {}, "metadata": ""}
+    assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[1][2], **kept}
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["created"])
     assert snapshot("show", name, "a").stdout.splitlines()[0] == "name: a"
+
+
+def test_labels_and_metadata(snapshot: Call, name: str, tmp_path: Path) -> None:
+    """They are given with a snapshot or afterwards, shown, and bounded; metadata in JSON is Base64."""
+    file = tmp_path / "metadata"
+    file.write_bytes(bytes(range(256)))
+    words = ["--label", "owner=alice", "--label", "note=a = b"]
+    assert snapshot("create", name, "s", *words, "--metadata", str(file)).returncode == DONE
+    assert snapshot("list", name).stdout.splitlines()[1].endswith("note=a = b, owner=alice")
+    assert snapshot("show", name, "s").stdout.splitlines()[-2:] == [
+        "labels: note=a = b, owner=alice",
+        "metadata: 256 bytes",
+    ]
+    file.write_bytes(b"new")
+    assert snapshot("label", name, "s", "--remove", "note", "--label", "owner=bob").returncode == DONE
+    assert snapshot("label", name, "s", "--metadata", str(file)).returncode == DONE
+    (row,) = json.loads(snapshot("list", name, "-o", "json").stdout)
+    assert (row["labels"], row["metadata"]) == ({"owner": "bob"}, base64.b64encode(b"new").decode())
+    file.write_bytes(bytes(4096))
+    refused = snapshot("create", name, "t", "--label", "a=b", "--metadata", str(file))
+    assert refused.returncode == FAILED
+    assert "at most 4096" in refused.stderr
+    for wrong in (["--label", "a"], ["--label", "a=1", "--label", "a=2"]):
+        assert snapshot("create", name, "t", *wrong).returncode == USAGE
+    assert snapshot("label", name, "s", "--label", "a=1", "--remove", "a").returncode == USAGE
+    assert snapshot("label", name, "t", "--label", "a=1").returncode == NOT_FOUND
 
 
 def test_refusals(serve: Serve, context: Context, snapshot: Call, name: str) -> None:

@@ -21,7 +21,8 @@ LENGTH = struct.Struct("<I")
 MAX_REQUEST_BYTES = 1 << 20
 MAX_ANSWER_BYTES = 8 << 20
 MAX_RECORD_BYTES = 64 << 10
-MAX_SNAPSHOTS = 2000  # in one message
+MAX_SNAPSHOTS = 1500  # in one message
+MAX_LABELS_BYTES = 4096  # keys and values of a snapshot's labels, and its metadata, all together
 ATTACH_DESCRIPTORS = 4
 
 
@@ -155,11 +156,25 @@ class Unexport(Message, frozen=True):
 
 
 class CreateSnapshot(Message, frozen=True):
-    """The reply comes when it is durable. EEXIST; EINVAL; EOPNOTSUPP: the pool's store can't."""
+    """The reply comes when it is durable, with what is kept with it. EEXIST; EINVAL; E2BIG: that is more than
+    MAX_LABELS_BYTES; EOPNOTSUPP: the pool's store can't."""
 
     id: int
     name: str
     snapshot: str
+    labels: dict[str, str] = {}
+    metadata: bytes = b""
+
+
+class LabelSnapshot(Message, frozen=True):
+    """Set labels, or with None take them away; ``metadata`` None: as it is. The answer is Snapshot, durable. E2BIG: all
+    of it together is more than MAX_LABELS_BYTES; EINVAL."""
+
+    id: int
+    name: str
+    snapshot: str
+    labels: dict[str, str | None] = {}
+    metadata: bytes | None = None
 
 
 class StatSnapshot(Message, frozen=True):
@@ -274,6 +289,9 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     name: str
     size_bytes: int  # of the volume, then
     created_s: float  # since 1970
+    uuid: str = ""  # its own, as a volume has one
+    labels: dict[str, str] = {}
+    metadata: bytes = b""
 
 
 class HandleInfo(msgspec.Struct, frozen=True):
@@ -337,7 +355,7 @@ class Volumes(Message, frozen=True):
 
 
 class Snapshot(Message, frozen=True):
-    """Reply to CreateSnapshot, StatSnapshot."""
+    """Reply to CreateSnapshot, LabelSnapshot, StatSnapshot."""
 
     id: int
     info: SnapshotInfo
@@ -453,6 +471,7 @@ Request: TypeAlias = (
     | Export
     | Unexport
     | CreateSnapshot
+    | LabelSnapshot
     | StatSnapshot
     | ListSnapshots
     | RemoveSnapshot

@@ -81,6 +81,8 @@ _LIFE_SCHEMA = """
 ALTER TABLE snapshots ADD COLUMN identity TEXT NOT NULL DEFAULT '';
 UPDATE snapshots SET identity = lower(hex(randomblob(16)));
 CREATE INDEX snapshots_by_identity ON snapshots (identity);
+ALTER TABLE snapshots ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE snapshots ADD COLUMN metadata BLOB NOT NULL DEFAULT x'';
 ALTER TABLE volumes ADD COLUMN is_template INTEGER NOT NULL DEFAULT 0;
 """
 # What each format brought.

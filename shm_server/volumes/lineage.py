@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
+from shm_server.volumes import labels
 from shm_server.volumes.catalog import Catalog, Record, enter, forget_snapshots
 
-_SNAPSHOT = "name, layer, size_bytes, created_s, identity"
+_SNAPSHOT = "name, layer, size_bytes, created_s, identity, labels, metadata"
 _COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
 _CHAIN_FROM = """
 WITH RECURSIVE chain(number, depth) AS (
@@ -62,6 +63,8 @@ class Snapshot:
     size_bytes: int
     created_s: float  # since 1970
     identity: str  # 32 hex digits, its own for ever: what it is called as a disk, whichever layer it is the name of
+    labels: str = "{}"  # as labels.encode() has them
+    metadata: bytes = b""
 
 
 class Merge(NamedTuple):
@@ -161,9 +164,25 @@ class Lineage:
             _seal(execute, uuid)
             if snapshot is not None:
                 _check_new(execute, uuid, snapshot.name)
-                execute(
-                    f"INSERT INTO snapshots (uuid, {_SNAPSHOT}) VALUES (?, ?, ?, ?, ?, ?)", (uuid, *astuple(snapshot))
-                )
+                places = ", ".join("?" * (1 + len(fields(snapshot))))
+                execute(f"INSERT INTO snapshots (uuid, {_SNAPSHOT}) VALUES ({places})", (uuid, *astuple(snapshot)))
+
+    def label(
+        self, uuid: str, name: str, changes: Mapping[str, str | None], metadata: bytes | None = None
+    ) -> Snapshot:
+        """Other labels (None: no more) and, unless None, metadata. ENOENT; EINVAL, E2BIG."""
+        with self._catalog.transaction() as execute:
+            query = f"SELECT {_SNAPSHOT} FROM snapshots WHERE uuid = ? AND name = ?"
+            if (row := execute(query, (uuid, name)).fetchone()) is None:
+                raise _no_snapshot(name)
+            found = Snapshot(*row)
+            wanted = labels.changed(labels.decode(found.labels), changes)
+            metadata = found.metadata if metadata is None else metadata
+            labels.check(wanted, metadata)
+            found = replace(found, labels=labels.encode(wanted), metadata=metadata)
+            query = "UPDATE snapshots SET labels = ?, metadata = ? WHERE uuid = ? AND name = ?"
+            execute(query, (found.labels, metadata, uuid, name))
+        return found
 
     def check_new(self, uuid: str, name: str) -> None:
         """EEXIST."""

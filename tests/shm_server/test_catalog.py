@@ -82,7 +82,12 @@ def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
 
 
 LAYERS = ["layers", "tops", "snapshots"]
-NEW_COLUMNS = [("volumes", "is_template"), ("snapshots", "identity")]  # of format 5
+NEW_COLUMNS = [  # of format 5
+    ("volumes", "is_template"),
+    ("snapshots", "identity"),
+    ("snapshots", "labels"),
+    ("snapshots", "metadata"),
+]
 
 
 def become_older(database: sqlite3.Connection, version: int) -> None:
