@@ -66,4 +66,4 @@ traces: env packages-test
 	$(BIN)/python -m tests.traces.record $(ARGS)
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .linux .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

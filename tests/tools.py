@@ -43,6 +43,14 @@ def require_root_and_tun() -> None:
         _absent("a Linux guest needs /dev/net/tun: modprobe tun, or give the container that device")
 
 
+def require_small_linux() -> Path:
+    """Where a kernel, its modules and busybox lie for a machine under QEMU."""
+    directory = Path(__file__).parents[1] / ".linux"
+    if not (directory / "ready").exists():
+        _absent("Debian's cloud kernel is not unpacked here: tools/setup linux (it is downloaded, not installed)")
+    return directory
+
+
 def require_fuse() -> None:
     """A mount needs /dev/fuse, fusermount3 and mfusepy."""
     if not Path("/dev/fuse").exists():

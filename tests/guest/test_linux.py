@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs import shm_client
-from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork, GuestResult
+from tests.guest.console import GuestResult
+from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork
 from tests.interop.serving import IQN_PREFIX, Serve
 
 pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.uml import Guest, GuestError, GuestNetwork, GuestResult
+from tests.guest.console import GuestError, GuestResult
+from tests.guest.uml import Guest, GuestNetwork
 
 pytestmark = [pytest.mark.guest, pytest.mark.serial]
 

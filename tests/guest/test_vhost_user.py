@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from iscsi_ovs import shm_client
 from tests.guest.test_linux import TREE, checksum_of_tree, checksum_on_the_server, passed, serve_in
 from tests.guest.uml import Guest, GuestNetwork
+from tests.interop import initiators
 
 pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
 
@@ -58,7 +60,7 @@ report disk $(sha256sum /dev/vda | cut -d' ' -f1)
 def test_file_system(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
     """mkfs.ext4, a tree copied, growth seen while it runs, fstrim gives space back; after a reboot fsck is clean.
 
-    Every checksum is right, and the volume's bytes are the same to a client of the shared memory.
+    Every checksum is right, and the volume's bytes are the same over iSCSI, and to a client of the shared memory.
     """
     path = short_dir / "vm.sock"
     with serve_in(network, short_dir, "192M") as serve, shm_client.Context(state_dir=serve.state_dir) as context:
@@ -86,6 +88,11 @@ def test_file_system(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> 
         assert result.values["tree"] == tree
         assert serve.volume("unexport", "disk").returncode == 0
         assert checksum_on_the_server(serve, "disk") == result.values["disk"]
+        image = tmp_path / "image"
+        convert = initiators.command("qemu-img", "convert", "-f", "raw", "-O", "raw", serve.url("disk"), str(image))
+        subprocess.run([*network.prefix, *convert], check=True, timeout=60)
+        with image.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").hexdigest() == result.values["disk"]
         assert serve.stop() == 0
 
 

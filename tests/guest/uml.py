@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import subprocess
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tests.guest.console import Console, GuestError, GuestResult
 from tests.interop import processes
 from tests.interop.serving import environment
 from tests.tools import require_root_and_tun, require_tool
@@ -31,10 +28,6 @@ GUEST_ADDRESS = "192.0.2.2"
 MODULES = Path("/usr/lib/uml/modules")
 
 _numbers = itertools.count(1)
-
-
-class GuestError(AssertionError):
-    """The guest did not end as it should; the message holds the end of its console."""
 
 
 class GuestNetwork:
@@ -74,26 +67,6 @@ class GuestNetwork:
         processes.kill_all(int(pid) for pid in self._run(self.ip, "netns", "pids", self.name).split())
         self._run(self.ip, "netns", "delete", self.name)
 
-
-@dataclass(frozen=True, slots=True)
-class GuestResult:
-    """How a script ended, and what it reported."""
-
-    code: int
-    values: dict[str, str]
-    console: str
-    dmesg: str
-
-    def io_errors(self) -> list[str]:
-        """The lines of the kernel's log that tell of an I/O error, an aborted journal or a lost device."""
-        return [line for line in self.dmesg.splitlines() if IO_ERROR.search(line)]
-
-
-IO_ERROR = re.compile(
-    r"I/O error|critical (medium|target|space) error|EXT4-fs (error|warning)|Aborting journal|"
-    r"rejecting I/O to offline device|Device offlined|Remounting filesystem read-only|lost (async |sync )?page write",
-    re.IGNORECASE,
-)
 
 # What every script stands on. `report KEY VALUE` hands a value out; `say TEXT` marks the console at once; `told NAME`
 # is whether the test has called `tell(NAME)`.
@@ -188,8 +161,7 @@ class Guest:
         self.arguments = list(arguments)
         self.console_path = directory / "console.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._console = ""
-        self._changed = threading.Condition()
+        self._console: Console | None = None
 
     def run(self, script: str, timeout_s: float = 60.0) -> GuestResult:
         """Boots, runs the script (`set -euo pipefail`, root) and powers off."""
@@ -229,7 +201,7 @@ class Guest:
             env=environment(),
             start_new_session=True,  # a process group of its own: kill -9 of the first alone leaves helpers behind
         )
-        threading.Thread(target=self._read_console, args=(self._process,), daemon=True).start()
+        self._console = Console(self._process, self.console_path, self.tail)
 
     def _fill(self, text: str) -> str:
         for key, value in {
@@ -241,32 +213,19 @@ class Guest:
             text = text.replace(key, value)
         return text
 
-    def _read_console(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        with self.console_path.open("wb") as log:
-            while chunk := os.read(process.stdout.fileno(), 65536):
-                log.write(chunk)
-                log.flush()
-                with self._changed:
-                    self._console += chunk.decode(errors="replace")
-                    self._changed.notify_all()
-        process.stdout.close()
+    @property
+    def console(self) -> Console:
+        """Watched for marks (`say`)."""
+        assert self._console is not None, "not started"
+        return self._console
 
     def wait_for(self, mark: str, timeout_s: float, times: int = 1) -> None:
         """Waits until the script has said (`say`) these words, so many times in all."""
-        assert self._process is not None
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while self._console.count(mark) < times:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise GuestError(f"the guest never said {mark!r}: {self.tail()}")
-                self._changed.wait(0.2)
+        self.console.wait_for(mark, timeout_s, times)
 
     def wait_for_another(self, mark: str, timeout_s: float) -> None:
         """Waits until the script says these words once more than it has by now."""
-        with self._changed:
-            times = self._console.count(mark)
-        self.wait_for(mark, timeout_s, times + 1)
+        self.console.wait_for_another(mark, timeout_s)
 
     def wait_quietly(self, seconds: float) -> None:
         """Lets the guest work on for so long; an error if it ends meanwhile."""
