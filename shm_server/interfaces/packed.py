@@ -49,6 +49,7 @@ class PackedRing(Ring):
         if self._at >= self.entries:
             raise ProtocolError(f"a packed ring of {self.entries} that begins at {self._at}")
         self._used_at, self._used_wrap = self._at, self._wrap
+        self._is_doubtful = base == 0
         self._slots_in_flight = 0
         self._pending: list[_Used] = []
         self._inflight: PackedInflight | None = None
@@ -66,6 +67,12 @@ class PackedRing(Ring):
         self._ring = memory.of_user(descriptors, DESCRIPTOR_BYTES * self.entries, 16)
         self._ours = memory.of_user(device, _EVENT.size, 4)
         self._theirs = memory.of_user(driver, _EVENT.size, 4)
+        if self._is_doubtful:
+            # A ring at the beginning of an even lap has seen its first descriptor used. Where that is not so, the front
+            # end knows of no wrap counters (User Mode Linux), and the ring is fresh.
+            if not self._flags(0) & USED:
+                self._wrap = self._used_wrap = 1
+            self._is_doubtful = False
 
     def keep_track(self, inflight: Inflight) -> None:
         part = inflight.part(self.queue.index)
@@ -108,10 +115,12 @@ class PackedRing(Ring):
 
     # What the guest asks --------------------------------------------------------------------------------------------
 
-    def _is_available(self, at: int, wrap: int) -> bool:
+    def _flags(self, at: int) -> int:
         region, start = self._ring
-        flags = _U16.unpack(region.read(start + DESCRIPTOR_BYTES * at + _FLAGS_AT, 2))[0]
-        return bool(flags & _MARKS == _IS_AVAILABLE[wrap])
+        return int(_U16.unpack(region.read(start + DESCRIPTOR_BYTES * at + _FLAGS_AT, 2))[0])
+
+    def _is_available(self, at: int, wrap: int) -> bool:
+        return self._flags(at) & _MARKS == _IS_AVAILABLE[wrap]
 
     def waiting(self) -> int:
         if self._again:

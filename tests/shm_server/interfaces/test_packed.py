@@ -131,6 +131,21 @@ def test_an_indirect_table(guest: PackedGuest) -> None:
     assert (chain.head, chain.slots, len(chain.readable), len(chain.writable)) == (5, 1, 1, 1)
 
 
+def test_a_front_end_without_wrap_counters(guest: PackedGuest) -> None:
+    """A base of 0 is the second lap's beginning where the ring has been used, and the first's where it is fresh."""
+    guest.queue.stop()
+    guest.start(0)
+    guest.offer(0, 1)
+    assert [chain.head for chain in guest.ring.take(guest.memory, 1)] == [1]
+    guest.queue.stop()
+    for slot in range(ENTRIES):
+        guest.put(16 * slot + 14, "<H", AVAILABLE | USED)  # used in the first lap
+    guest.start(0)
+    assert not guest.ring.waiting()
+    guest.offer(ENTRIES, 2)
+    assert [chain.head for chain in guest.ring.take(guest.memory, 1)] == [2]
+
+
 def test_lies(guest: PackedGuest) -> None:
     """A chain longer than the ring, one whose part is not there, an indirect part of a chain, a position outside."""
     for position in range(ENTRIES):
