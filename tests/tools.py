@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +51,22 @@ def require_small_linux() -> Path:
     if not (directory / "ready").exists():
         _absent("Debian's cloud kernel is not unpacked here: tools/setup linux (it is downloaded, not installed)")
     return directory
+
+
+@contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """So many huge pages of 2 MiB more than there were; only root can have them made."""
+    setting = Path("/proc/sys/vm/nr_hugepages")
+    if os.geteuid() != 0 or not setting.exists():
+        _absent("huge pages are made by root, where the kernel has them: run the tests as root")
+    before = int(setting.read_text())
+    setting.write_text(str(before + count))
+    try:
+        if int(setting.read_text()) < before + count:
+            _absent(f"the kernel has no {count} huge pages for us: its memory is too fragmented")
+        yield
+    finally:
+        setting.write_text(str(before))
 
 
 def require_fuse() -> None:

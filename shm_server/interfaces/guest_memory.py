@@ -1,9 +1,10 @@
 """Guest memory: the regions that a front end shares, each a file of its, mapped; addresses in, places in them out.
 
-It is touched by system calls only: rings and headers by pread and pwrite on the region's file, data as slices of the
-mapping that go straight to the store's preadv and pwritev. So a VMM that shrinks the file is an error, and no SIGBUS of
-the server's. What may be a region is checked here, once: a file in memory (memfd, tmpfs) that is long enough, and of
-another user's only one that is sealed against shrinking; no overlap, no overflow.
+It is touched by system calls only: rings and headers by pread and pwrite on the region's file (huge pages have no
+write(2): words.write), data as slices of the mapping that go straight to the store's preadv and pwritev. So a VMM that
+shrinks the file is an error, and no SIGBUS of the server's. What may be a region is checked here, once: a file in
+memory (memfd, tmpfs, hugetlbfs) that is long enough, and of another user's only one that is sealed against shrinking;
+no overlap, no overflow.
 """
 
 from __future__ import annotations
@@ -27,20 +28,22 @@ _HUGETLBFS_MAGIC = 0x958458F6
 class Region:
     """One region. Owns ``fd``."""
 
-    __slots__ = ("_mapping", "_shift", "address", "fd", "guest_end", "place", "view")
+    __slots__ = ("_is_huge", "_mapping", "_shift", "address", "fd", "guest_end", "place", "view")
 
     def __init__(self, place: RegionPlace, fd: int) -> None:
         self.place = place
         self.guest_end = place.guest_address + place.size_bytes
         self.fd = fd
-        begin = place.file_offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        self._is_huge = linux.filesystem_magic(fd) == _HUGETLBFS_MAGIC
+        page = os.fstat(fd).st_blksize if self._is_huge else mmap.ALLOCATIONGRANULARITY
+        begin, length = whole_pages(place.file_offset, place.size_bytes, page)
         self._shift = place.file_offset - begin
         try:
-            self._mapping = mmap.mmap(fd, self._shift + place.size_bytes, offset=begin)
+            self._mapping = mmap.mmap(fd, length if self._is_huge else self._shift + place.size_bytes, offset=begin)
         except (OSError, ValueError, OverflowError) as error:
             raise ProtocolError(f"a region of guest memory can't be mapped: {error}") from None
         self.address = words.address_of(self._mapping) + self._shift
-        self.view = memoryview(self._mapping)[self._shift :]
+        self.view = memoryview(self._mapping)[self._shift : self._shift + place.size_bytes]
 
     def read(self, start: int, length: int) -> bytes:
         """A copy of ``length`` bytes from ``start``, which the caller has checked."""
@@ -50,7 +53,9 @@ class Region:
         return data
 
     def write(self, start: int, data: bytes) -> None:
-        if os.pwrite(self.fd, data, self.place.file_offset + start) != len(data):
+        if self._is_huge:
+            words.write(self.address + start, data)
+        elif os.pwrite(self.fd, data, self.place.file_offset + start) != len(data):
             raise ProtocolError("guest memory could not be written")
 
     def close(self) -> None:
@@ -61,6 +66,13 @@ class Region:
             self._mapping.close()
         except BufferError:
             pass  # a slice lives on in some traceback: the mapping goes with it
+
+
+def whole_pages(offset: int, length: int, page_bytes: int) -> tuple[int, int]:
+    """Offset and length of what must be mapped: huge pages are mapped, and unmapped, as a whole."""
+    begin = offset // page_bytes * page_bytes
+    end = -(-(offset + length) // page_bytes) * page_bytes
+    return begin, end - begin
 
 
 Piece = tuple[Region, int, int]  # region, start in it, length
@@ -162,10 +174,8 @@ def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ProtocolError("guest memory that is no file")
     magic = linux.filesystem_magic(fd)
-    if magic == _HUGETLBFS_MAGIC:
-        raise ProtocolError("guest memory in huge pages can't be written by system calls: leave hugetlb out")
-    if magic != linux.TMPFS_MAGIC:
-        raise ProtocolError("guest memory must be a memfd or a file on tmpfs")
+    if magic not in (linux.TMPFS_MAGIC, _HUGETLBFS_MAGIC):
+        raise ProtocolError("guest memory must be a memfd, or a file on tmpfs or hugetlbfs")
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise ProtocolError("guest memory that is not open for reading and writing")
     if place.file_offset + place.size_bytes > found.st_size:

@@ -34,12 +34,13 @@ class FrontEnd:
     """Connected; ``setup`` makes the rest as a driver would. Its rings are split ones."""
 
     always = 0  # a feature that is taken whatever else is
+    memory_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
     def __init__(self, path: Path, timeout_s: float = 20.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout_s)
         self.socket.connect(os.fspath(path))
-        self.memory_fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.memory_fd = os.memfd_create("guest", self.memory_flags)
         os.ftruncate(self.memory_fd, MEMORY_BYTES)
         self.memory = mmap.mmap(self.memory_fd, MEMORY_BYTES)
         self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
