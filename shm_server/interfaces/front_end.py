@@ -420,8 +420,7 @@ class FrontEnd:
 
     async def _set_vring_base(self, message: Message) -> None:
         index, base = message.vring_state()
-        # Who takes a ring up where another server left it keeps what is in flight, or has asked us where it is.
-        self._queue(index).set_base(base, is_exact=self._inflight is not None)
+        self._queue(index).set_base(base)
 
     async def _get_vring_base(self, message: Message) -> bytes:
         """Ends the ring; the answer is where it ended, with nothing under way."""

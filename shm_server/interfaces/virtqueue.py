@@ -68,12 +68,9 @@ class Virtqueue:
         self.has_event_index = has_event_index
         self.has_indirect = has_indirect
 
-    def set_base(self, base: int, *, is_exact: bool) -> None:
-        """``is_exact`` False: 0, of a ring that nobody said anything of, is its beginning. Linux's virtio_uml says that
-        of packed ones, too, whose wrap counters are not 0 then."""
+    def set_base(self, base: int) -> None:
         self._check_stopped()
-        if base or is_exact or self._base is not None:
-            self._base = base
+        self._base = base
 
     def set_entries(self, count: int) -> None:
         self._check_stopped()

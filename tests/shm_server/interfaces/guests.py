@@ -31,7 +31,7 @@ class Guest:
         queue = self.queue
         queue.set_entries(ENTRIES)
         if base is not None:
-            queue.set_base(base, is_exact=True)
+            queue.set_base(base)
         queue.addresses = (USER, USER + DEVICE, USER + DRIVER)
         queue.kick_fd = os.eventfd(0)
         queue.call_fd = os.eventfd(0, os.EFD_NONBLOCK)

@@ -11,7 +11,6 @@ from shm_server.interfaces import inflight, packed, words
 from shm_server.interfaces.inflight import Inflight
 from shm_server.interfaces.messages import ProtocolError
 from shm_server.interfaces.packed_inflight import PackedInflight
-from shm_server.interfaces.virtqueue import Virtqueue
 from tests.shm_server.interfaces.guests import DEVICE, DRIVER, ENTRIES, GUEST, SIZE, Guest
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -88,19 +87,6 @@ def test_a_batch_is_shown_whole(count: int) -> None:
     guest.offer(5 + count, 3)
     assert [chain.head for chain in guest.ring.take(guest.memory, 1)] == [3]
     guest.close()
-
-
-def test_zero_is_the_beginning_for_who_knows_no_better() -> None:
-    """Linux's virtio_uml begins every ring at 0; who resumes one, or keeps what is in flight, means what it says."""
-    queue = Virtqueue(0)
-    queue.set_features(is_packed=True, has_event_index=False, has_indirect=False)
-    queue.set_base(0, is_exact=False)
-    assert queue.base == packed.INITIAL_BASE
-    queue.set_base(0, is_exact=True)
-    assert queue.base == 0
-    queue.set_base(5, is_exact=False)
-    queue.set_base(0, is_exact=False)
-    assert queue.base == 0
 
 
 def test_the_first_of_a_batch_is_shown_last(guest: PackedGuest, monkeypatch: pytest.MonkeyPatch) -> None:
