@@ -44,6 +44,7 @@ class Error(enum.Enum):
     NO_SPACE = "the store is full"
     READ_ONLY = "the volume is open for reading only"
     MEDIUM_READ = "the store could not read"
+    BAD_PAGE = "the store read something else than was written"
     MEDIUM_WRITE = "the store could not write"
     WRITE_FAULT = "a flush failed; what it should have kept may be lost"
     UNSUPPORTED = "the store can't do this"
@@ -134,9 +135,10 @@ class Request:
     0; without a buffer it reads the range and compares nothing. COMPARE_AND_WRITE's buffer holds twice
     ``length_bytes``: what must be there, and behind it what is written then. OR_WRITE sets the bits that are set in the
     buffer. Both are atomic against every handle of the volume. Where data differ the error is MISCOMPARE, ``detail``
-    the offset of the first byte that does, from the request's start. WRITE_ATOMIC is a WRITE that a crash or a power
-    cut leaves done or not done, never in part. COPY fills the range from ``source``, a device of the same attachment,
-    at ``source_offset_bytes``; inside one volume it is as if all were read before anything is written.
+    the offset of the first byte that does, from the request's start. BAD_PAGE, which whatever has to read may meet,
+    brings the offset of the first page that is not what it was the same way. WRITE_ATOMIC is a WRITE that a crash or a
+    power cut leaves done or not done, never in part. COPY fills the range from ``source``, a device of the same
+    attachment, at ``source_offset_bytes``; inside one volume it is as if all were read before anything is written.
     """
 
     operation: Operation

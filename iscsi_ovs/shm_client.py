@@ -40,9 +40,11 @@ __all__ = [
     "DEFAULT_SEGMENT_BYTES",
     "AioCompletion",
     "Buffer",
+    "Checked",
     "Context",
     "DeviceHandle",
     "HandleStat",
+    "Problem",
     "ReleaseRequested",
     "Service",
     "SnapshotStat",
@@ -55,6 +57,8 @@ BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal a
 HandleStat = control.HandleInfo
 ReleaseRequested = control.ReleaseRequested
 SnapshotStat = control.SnapshotInfo
+Checked = control.Checked
+Problem = control.Problem
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 _CONNECT_LIMIT_S = 5.0
@@ -261,6 +265,11 @@ class Context:
         message = control.ListChanges(0, volume.device.handle, base.device.handle, offset)
         answer = self._call(message, control.Changes)
         return answer.runs, answer.next_offset
+
+    def check_volume(self, name: str, *, renew: bool = False, on_progress: OnProgress | None = None) -> Checked:
+        """Hold every page of the volume's snapshots against its checksum, and make those that are missing (beyond the C
+        API). ``on_progress`` gets bytes done and bytes in all. ``renew``: control.Check. ENOENT."""
+        return self._call(control.Check(0, name, renew), control.Checked, on_progress)
 
     def get_record(self, name: str, record: str) -> tuple[int, bytes]:
         """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import msgspec
 
 from shm_server.interfaces.exports import ExportRule
+from shm_server.scrubbing import DEFAULT_BYTES_PER_S
 from shm_server.server import Settings
 from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule
 
@@ -87,6 +88,7 @@ class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     delay: list[Delay] = []
     exports: list[Export] = []
     map_cache_size: int | str = DEFAULT_MAP_CACHE_BYTES  # of the maps of volumes with snapshots, all together
+    checksum_bytes_per_s: int | str = DEFAULT_BYTES_PER_S  # read for the checksums of snapshots, in the background
     spin_us: int | None = None  # None: the server's own default
     sanitize_bytes_per_s: int | str | None = None  # of one overwrite; None: as fast as it goes
 
@@ -145,6 +147,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
         config_path=str(path),
         allowed_uids=tuple(own.allowed_uids),
         map_cache_bytes=_size(own.map_cache_size, path, "shm_server.map_cache_size"),
+        checksum_bytes_per_s=_size(own.checksum_bytes_per_s, path, "shm_server.checksum_bytes_per_s"),
         delays=tuple(
             DelayRule(
                 rule.volume,

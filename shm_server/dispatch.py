@@ -15,7 +15,7 @@ import logging
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shm_server import entries
 from shm_server.abi import layout, ring
@@ -24,6 +24,7 @@ from shm_server.abi.layout import Opcode
 from shm_server.entries import Head
 from shm_server.operations import OPERATIONS, Operation, Work
 from shm_server.runtime import Job, Runtime
+from shm_server.stores.base import BadPageError, Look
 from shm_server.volumes.handle import Handle
 
 log = logging.getLogger(__name__)
@@ -155,10 +156,11 @@ class _Task(Work):
 
     def _finished(self, done_bytes: int | None, error: BaseException | None) -> None:
         attachment, handle = self.attachment, self.handle
-        number = 0
+        number, detail = 0, self.detail
         if error is not None:
             done_bytes = 0
             number = errno_of(error)
+            detail = detail or _detail(error, self.offset if self.source is None else self.source_offset)
             if number not in _EXPECTED_ERRORS:
                 attachment.complain("%s of volume %s: %s", _name(self.opcode), handle.volume.name, error)
         else:
@@ -170,7 +172,7 @@ class _Task(Work):
                 handle.writes += 1
                 handle.written_bytes += done_bytes
         attachment.in_flight -= 1
-        attachment.complete(self.tag, number, done_bytes or 0, self.detail)
+        attachment.complete(self.tag, number, done_bytes or 0, detail)
         self._dispatcher.mark(attachment)
         handle.end_task(self)
         if self.source_handle is not None:
@@ -180,8 +182,10 @@ class _Task(Work):
 
 
 class Dispatcher:
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, looks: Sequence[Look] = ()) -> None:
+        """``looks``: to be called behind the arrival of a batch and before its first read."""
         self._runtime = runtime
+        self._looks = looks
         self._dirty: list[Attachment] = []
 
     def mark(self, attachment: Attachment) -> None:
@@ -210,7 +214,10 @@ class Dispatcher:
         attachment.is_starved = room <= 0
         if room <= 0:
             return 0
-        taken = self._serve_batch(attachment, submissions.copy(BATCH_ENTRIES), room, pending)
+        raw = submissions.copy(BATCH_ENTRIES)
+        for each in self._looks:
+            each.look()
+        taken = self._serve_batch(attachment, raw, room, pending)
         submissions.advance(taken)
         if completions.publish():
             attachment.bell.ring()
@@ -248,7 +255,7 @@ class Dispatcher:
                 try:
                     done = now((slots[begin : begin + length],), offset)
                 except OSError as error:
-                    push(tag, error.errno or errno.EIO, 0, 0)
+                    push(tag, errno_of(error), 0, _detail(error, offset))
                     attachment.complain("%s of volume %s: %s", _name(opcode), handle.volume.name, error)
                     taken += 1
                     continue
@@ -343,11 +350,22 @@ def _nothing() -> None:
 
 
 def errno_of(error: BaseException) -> int:
-    """The one place where exceptions become errnos. What is not an OSError is a mistake of ours."""
+    """The one place where exceptions become errnos. What is not an OSError is a mistake of ours.
+
+    A page that is not what its checksum says is EIO everywhere but on the ring, where a failing medium, of which nobody
+    knows the block, must be told from it.
+    """
+    if isinstance(error, BadPageError):
+        return errno.EBADMSG
     if isinstance(error, OSError) and error.errno:
         return error.errno
     log.error("a request failed by a mistake of the server", exc_info=error)
     return errno.EIO
+
+
+def _detail(error: BaseException, offset: int) -> int:
+    """Where in a request at ``offset`` the page begins that can't be read."""
+    return max(0, error.offset - offset) if isinstance(error, BadPageError) else 0
 
 
 def _name(opcode: int) -> str:

@@ -85,6 +85,7 @@ class Manager:
         self._records_lane = Lane(1)  # so that a reservation does not wait for a volume's store to be made or removed
         self.lineage = Lineage(catalog)
         self.layers: dict[str, list[LayerFile]] = {}  # made for each volume that is no plain store, by its name
+        self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
         self._locks: dict[str, tuple[Lock, int]] = {}
         self._open: dict[str, _Open] = {}
         self._closing: dict[str, Wait[None]] = {}
@@ -216,8 +217,10 @@ class Manager:
 
     def _forget(self, record: Record) -> None:
         """Its store is gone: so is all else of it, now or, where a layer's file resists, at the next start."""
-        layers = self.lineage.layers_of(record.uuid)
+        layers, numbers = self.lineage.layers_of(record.uuid), self.lineage.numbers_of(record.uuid)
         self._catalog.forget(record.name)
+        if (checks := self._stores.layer_checks) is not None:
+            checks.remove(numbers)
         if layers:
             try:
                 self._stores.remove_layers(layers)

@@ -23,6 +23,7 @@ from shm_server.manager import Manager
 from shm_server.progress import Progress
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
+from shm_server.scrubbing import Scrubber
 from shm_server.snapshots import Snapshots
 from shm_server.volumes import labels
 from shm_server.volumes.catalog import Versioned
@@ -72,6 +73,7 @@ class Requests:
         self.sanitizer: Sanitizer  # the same
         self.exports: Exports  # the same
         self.snapshots: Snapshots  # the same
+        self.scrubber: Scrubber  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
             control.Hello: self._hello,
@@ -96,6 +98,7 @@ class Requests:
             control.Clone: self._clone,
             control.MakeTemplate: self._make_template,
             control.ListChanges: self._list_changes,
+            control.Check: self._check,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -320,6 +323,14 @@ class Requests:
 
     async def _make_template(self, client: Client, request: control.MakeTemplate) -> control.Reply:
         return control.Volume(request.id, await self.snapshots.make_template(request.name))
+
+    async def _check(self, client: Client, request: control.Check) -> control.Reply:
+        checked = await self.scrubber.check(request.name, self._progress(client, request), renew=request.renew)
+        told = [
+            control.Problem(each.kind, each.layer.name, each.layer.number, each.page, each.pages, list(each.seen_by))
+            for each in checked.told
+        ]
+        return control.Checked(request.id, checked.layers, checked.pages, checked.problems, told)
 
     # Events: we are the manager's Watcher ---------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from shm_server.manager import Manager
 from shm_server.requests import Requests
 from shm_server.runtime import Runtime
 from shm_server.sanitizer import Sanitizer
+from shm_server.scrubbing import DEFAULT_BYTES_PER_S, Scrubber
 from shm_server.snapshots import Snapshots
 from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule, open_stores
 from shm_server.volumes.catalog import Catalog
@@ -59,6 +60,7 @@ class Settings:
     delays: Sequence[DelayRule] = ()
     exports: Sequence[ExportRule] = ()
     spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
+    checksum_bytes_per_s: int = DEFAULT_BYTES_PER_S  # the pace at which sealed layers get their checksums
     sanitize_bytes_per_s: int | None = None  # the pace of an overwrite; None: as fast as it goes
 
 
@@ -120,7 +122,10 @@ class Server:
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )
         self._requests.snapshots = Snapshots(self._runtime, self._stores, self._manager, self._requests.volume_changed)
-        self._dispatcher = Dispatcher(self._runtime)
+        checks = self._stores.layer_checks if self._stores.can_layer else None
+        self._requests.scrubber = Scrubber(self._runtime, checks, self._manager, settings.checksum_bytes_per_s)
+        self._looks = checks.looks if checks is not None else ()
+        self._dispatcher = Dispatcher(self._runtime, self._looks)
         self._exports = Exports(self._runtime, self._manager, self, settings.allowed_uids)
         self._requests.exports = self._exports
         self._epoll = select.epoll()
@@ -227,8 +232,11 @@ class Server:
             except Exception:
                 log.exception("%s: a mistake of the server", client.words)
                 self.drop(client, "a mistake of the server")
-        if self._exports.front_ends and self._exports.serve():
-            worked = True
+        if self._exports.front_ends:
+            for each in self._looks:
+                each.look()
+            if self._exports.serve():
+                worked = True
         runtime = self._runtime
         if runtime.finished:
             runtime.collect()

@@ -24,7 +24,7 @@ from shm_server.abi import names
 from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime
-from shm_server.stores.base import LayerFile, Stores, no_layers
+from shm_server.stores.base import Findings, LayerChecks, LayerFile, Stores, no_layers
 from shm_server.volumes import labels
 from shm_server.volumes.catalog import Record
 from shm_server.volumes.handle import Handle
@@ -55,6 +55,7 @@ class Snapshots:
         self._changed = changed
         self._clock = clock
         self._merge_lane = Lane(1)
+        self._unsound: set[int] = set()  # bases that are not what their checksums say
         self._is_tidying = False
         self._must_tidy = False
         self.tidy()
@@ -219,6 +220,7 @@ class Snapshots:
         await self._manager.on_thread(lambda: keep(chain[-2].number, created_s))
         self._stores.seal(volume.store)
         await self._look_again(record)
+        self._manager.on_sealed(chain[-2].number)
 
     def _create_layer(self, uuid: str, size_bytes: int) -> LayerFile:
         layer = self._lineage.begin_layer(uuid)
@@ -279,6 +281,10 @@ class Snapshots:
                 return
             await manager.opened(name)  # which makes its map durable, whatever a crash has left
             manager.close_unheld(name)
+            checks = self._stores.layer_checks
+            assert checks is not None, "there are layers"
+            if not await self._is_sound(name, merge.lower, checks):
+                return
             steps = self._stores.merge(merge.upper, merge.lower)
             while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
                 if manager.is_awaited(name):
@@ -286,7 +292,21 @@ class Snapshots:
                 await self._runtime.pause
             if await manager.on_thread(lambda: self._lineage.collapsed(merge)):
                 manager.layers.pop(name, None)
+                await manager.on_thread(lambda: checks.remove([merge.lower.number]))  # a crash here: the next start
                 log.info("volume %s has no layers any more", name)
+
+    async def _is_sound(self, name: str, base: LayerFile, checks: LayerChecks) -> bool:
+        """A base loses its checksums when it is a plain store again: so it must be what they say, or it stays one."""
+        found = Findings()
+        steps = checks.scrub(base, found)
+        while base.number not in self._unsound and await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+            if self._manager.is_awaited(name):
+                return False
+            await self._runtime.pause
+        if not found.is_clean:
+            log.error("volume %s keeps its layers: %s is damaged (iscsi-ovs volume check %s)", name, base.name, name)
+            self._unsound.add(base.number)
+        return base.number not in self._unsound
 
     async def _merge(self, merge: Merge) -> None:
         steps = self._stores.merge(merge.upper, merge.lower)
@@ -295,6 +315,7 @@ class Snapshots:
         if not await self._manager.on_thread(lambda: self._lineage.merged(merge)):
             return
         log.info("layer %d is merged into layer %d", merge.upper.number, merge.lower.number)
+        self._manager.on_sealed(merge.lower.number)
         for volume in self._manager.open_volumes():
             self._stores.merged(volume.store, merge.upper.number)
         for name, layers in list(self._manager.layers.items()):  # a clone comes from a thread
@@ -306,7 +327,7 @@ class Snapshots:
             self._lineage.forget(garbage)
 
 
-def _step(steps: Iterator[None]) -> bool:
+def _step(steps: Iterator[object]) -> bool:
     """False: it was the last."""
     return next(steps, _END) is not _END
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,21 @@ def make_sure(question: str, is_sure: bool) -> None:
     """Before something is destroyed; only a terminal is asked."""
     if not is_sure and sys.stdin.isatty():
         click.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """How far something long has come (done, of how much), as a bar on a terminal and as nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with click.progressbar(length=1000, label=label, file=sys.stderr) as bar:
+
+        def tell(done: int, total: int) -> None:
+            permille = min(1000, done * 1000 // total) if total else 1000
+            bar.update(permille - bar.pos)
+
+        yield tell
 
 
 def print_columns(lines: Sequence[tuple[str, ...]]) -> None:

@@ -11,7 +11,9 @@ from iscsi_ovs import config
 from iscsi_ovs.cli import images, shared
 
 if TYPE_CHECKING:
-    from iscsi_ovs.shm_client import VolumeStat
+    from iscsi_ovs.shm_client import Problem, VolumeStat
+
+PAGE_BYTES = 4096  # of a layer (docs/ON-DISK.md)
 
 
 @click.group()
@@ -217,3 +219,42 @@ def volume_template(name: str, is_sure: bool, state_dir: Path | None) -> None:
     shared.make_sure(f"Volume {name} can't be written any more, and its snapshots go. Make it a template?", is_sure)
     with shared.context(state_dir) as context:
         context.set_volume_as_template(name)
+
+
+@volume.command("check")
+@click.argument("name")
+@click.option(
+    "--renew", is_flag=True, help="Make damaged checksums anew, from the data as they are: nobody can vouch for them."
+)
+@shared.output_option
+@shared.state_dir_option
+def volume_check(name: str, renew: bool, output: str, state_dir: Path | None) -> int:
+    """Read all that the snapshots of the volume NAME stand on, and hold it against its checksums.
+
+    Pages that are not what they were are named, and who sees them; then the exit code is 1. What is being written has
+    no checksums: a snapshot gives it some. I/O goes on meanwhile.
+    """
+    import msgspec
+
+    with shared.context(state_dir) as context, shared.progress(f"checking {name}") as on_progress:
+        found = context.check_volume(name, renew=renew, on_progress=on_progress)
+    if output == "json":
+        shared.print_json(msgspec.to_builtins(found))
+        return shared.EXIT_FAILED if found.problems else 0
+    for problem in found.told:
+        click.echo(_say(problem))
+    if found.problems > len(found.told):
+        click.echo(f"and {found.problems - len(found.told)} more")
+    click.echo(f"{found.layers} layers, {found.pages} pages, {found.problems or 'no'} problems")
+    return shared.EXIT_FAILED if found.problems else 0
+
+
+def _say(problem: Problem) -> str:
+    where = f"layer {problem.layer}, {problem.file}"
+    if problem.kind == "damaged header":
+        return f"damaged checksums: the header of {problem.layer}.sums, for {where}"
+    if problem.kind == "damaged block":
+        return f"damaged checksums: block {problem.page} of {problem.layer}.sums, for {where}"
+    pages = f"page {problem.page}" if problem.pages == 1 else f"{problem.pages} pages from {problem.page}"
+    seen = ", ".join(problem.seen_by) or "nobody"
+    return f"{problem.kind}: {where}: {pages}, offset {problem.page * PAGE_BYTES}; seen by {seen}"

@@ -59,6 +59,7 @@ FAILURES: dict[block.Error, Sense | None] = {
     block.Error.NO_SPACE: SPACE_ALLOCATION_FAILED,
     block.Error.READ_ONLY: WRITE_PROTECTED,
     block.Error.MEDIUM_READ: UNRECOVERED_READ_ERROR,
+    block.Error.BAD_PAGE: UNRECOVERED_READ_ERROR,  # and the logical unit adds which block
     block.Error.MEDIUM_WRITE: WRITE_ERROR,
     block.Error.WRITE_FAULT: WRITE_ERROR,  # CONTRACTS 1: sticky until the volume is opened again and checked
     block.Error.UNSUPPORTED: INVALID_FIELD_IN_CDB,

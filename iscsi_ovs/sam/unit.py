@@ -238,13 +238,17 @@ class LogicalUnit:
 
     def failed(self, completion: block.Completion) -> Outcome:
         """What a storage failure, or a READ that came short, is in SCSI."""
-        request, error, _, _ = completion
+        request, error, _, detail = completion
         # A short READ without an error went across the end of a volume that is smaller than its geometry said.
         sense = self.command_set.failures[error or block.Error.OUT_OF_RANGE]
         buffer = request.buffer if request.operation is block.Operation.READ else None
         if sense is None:
             return Outcome(BUSY, buffer=buffer)
-        return Outcome(CHECK_CONDITION, self.build_sense(CheckCondition(sense)), buffer=buffer)
+        information = None
+        if error is block.Error.BAD_PAGE:
+            # Which block, as disks say it: its LBA in the INFORMATION field. Of a medium that fails nobody knows.
+            information = (request.offset_bytes + detail) // self.block_bytes
+        return Outcome(CHECK_CONDITION, self.build_sense(CheckCondition(sense, information=information)), buffer=buffer)
 
     # Nexuses ----------------------------------------------------------------------------------------------------
 

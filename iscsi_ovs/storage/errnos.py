@@ -32,6 +32,7 @@ _ERROR_OF = {
     errno.ESTALE: Error.CANCELLED,
     errno.EILSEQ: Error.MISCOMPARE,
     errno.EBUSY: Error.SANITIZING,
+    errno.EBADMSG: Error.BAD_PAGE,
 }
 
 _ERRNO_OF = {
@@ -39,6 +40,7 @@ _ERRNO_OF = {
     Error.NO_SPACE: errno.ENOSPC,
     Error.READ_ONLY: errno.EBADF,
     Error.MEDIUM_READ: errno.EIO,
+    Error.BAD_PAGE: errno.EIO,
     Error.MEDIUM_WRITE: errno.EIO,
     Error.WRITE_FAULT: errno.EIO,
     Error.UNSUPPORTED: errno.EOPNOTSUPP,

@@ -238,6 +238,16 @@ class ListChanges(Message, frozen=True):
     offset: int = 0
 
 
+class Check(Message, frozen=True):
+    """Hold every sealed page that the volume stands on against its checksum; those that are missing are made first.
+    ``renew``: checksums that are damaged are made anew, from the data as they are. Progressed counts bytes. ENOENT.
+    """
+
+    id: int
+    name: str
+    renew: bool = False
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -310,6 +320,21 @@ class HandleInfo(msgspec.Struct, frozen=True):
     in_flight: int
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """Pages of a layer, ``pages`` of them from ``page`` on; each stands in ``file`` at page times 4096.
+
+    ``kind`` is "bad page": it is not what its checksum says; "lost checksum": it had one; "damaged block": ``page`` is
+    the number of a block of the file of checksums; "damaged header": so is that file's.
+    """
+
+    kind: str
+    file: str
+    layer: int
+    page: int
+    pages: int
+    seen_by: list[str]  # volumes and snapshots, as one opens them
+
+
 class Welcome(Message, frozen=True):
     id: int
     version: int
@@ -373,6 +398,16 @@ class Changes(Message, frozen=True):
     id: int
     runs: list[tuple[int, int, bool]]
     next_offset: int
+
+
+class Checked(Message, frozen=True):
+    """Reply to Check. ``told`` are the first of the problems."""
+
+    id: int
+    layers: int
+    pages: int  # held against their checksums
+    problems: int
+    told: list[Problem]
 
 
 class Handles(Message, frozen=True):
@@ -479,6 +514,7 @@ Request: TypeAlias = (
     | Clone
     | MakeTemplate
     | ListChanges
+    | Check
     | List
     | ListHandles
     | Subscribe
@@ -488,7 +524,19 @@ Event: TypeAlias = (
     VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested | Progressed
 )
 Reply: TypeAlias = (
-    Welcome | Attached | Opened | Volume | Record | Volumes | Snapshot | Snapshots | Changes | Handles | Done | Failed
+    Welcome
+    | Attached
+    | Opened
+    | Volume
+    | Record
+    | Volumes
+    | Snapshot
+    | Snapshots
+    | Changes
+    | Checked
+    | Handles
+    | Done
+    | Failed
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -80,7 +80,8 @@ class Opcode(enum.IntEnum):
     WRITE_SAME has one part, the pattern. COMPARE has parts of ``length`` bytes together, or one that is shorter: a
     pattern; or none: the range is read and nothing compared. COMPARE_AND_WRITE has parts of twice ``length``: what to
     compare, then what to write. A COMPARE that finds a difference ends with EILSEQ, detail the offset of the first byte
-    that differs, from ``offset``. COPY's two parts name its source, not slots: see COPY_SOURCE.
+    that differs, from ``offset``. Whatever reads may meet a page that is not what its checksum says: EBADMSG, detail
+    the same way. COPY's two parts name its source, not slots: see COPY_SOURCE.
     What a server does not know is answered ENOSYS."""
 
     READ = 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 Views = Sequence[memoryview]
@@ -15,6 +16,18 @@ INLINE_BYTES = 1 << 20
 
 class StoreFailedError(OSError):
     """Nothing can be said of what the store holds, before it has been opened again."""
+
+
+class BadPageError(OSError):
+    """A page of a sealed layer is not what its checksum says. ``offset`` is its first byte's, in the layer and in every
+    volume that sees it."""
+
+    def __init__(self, path: Path, layer: int, page: int, offset: int) -> None:
+        words = f"{path}, layer {layer}: page {page}, at byte {offset}, is not what its checksum says"
+        super().__init__(errno.EIO, words)
+        self.layer = layer
+        self.page = page
+        self.offset = offset
 
 
 class Store(Protocol):
@@ -111,6 +124,68 @@ class LayerFile:
 Chain = Sequence[LayerFile]
 
 
+@dataclass
+class Findings:
+    """What is wrong with a layer. Numbers of pages, but for ``pages``, which counts them."""
+
+    pages: int = 0  # held against their checksums
+    bad: list[int] = field(default_factory=list)  # not what their checksum says
+    lost: list[int] = field(default_factory=list)  # with data, and without the checksum that they had
+    damaged_blocks: list[int] = field(default_factory=list)  # of the file of checksums
+    is_header_damaged: bool = False  # of that file
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.bad or self.lost or self.damaged_blocks or self.is_header_damaged)
+
+
+class LayerChecks(Protocol):
+    """The checksums of sealed layers. Iterators work in steps, and say how many bytes each has read."""
+
+    @property
+    def looks(self) -> Sequence[Look]:
+        """Empty while no sealed layer is open; always the same object."""
+        ...
+
+    def is_complete(self, file: LayerFile) -> bool:
+        """There is nothing that complete() would do."""
+        ...
+
+    def complete(self, file: LayerFile) -> Iterator[int]:
+        """Make the checksums that are missing."""
+        ...
+
+    def scrub(self, file: LayerFile, found: Findings) -> Iterator[int]:
+        """Hold every page against its checksum, from the medium where that can be, and note what is wrong."""
+        ...
+
+    def allocated_bytes(self, file: LayerFile) -> int:
+        """About what scrub() will have read."""
+        ...
+
+    def owned(self, file: LayerFile, pages: Collection[int]) -> set[int]:
+        """Which of them a layer that is no base has, and hides in those below it; as far as that is durable."""
+        ...
+
+    def renew(self, file: LayerFile) -> None:
+        """What is damaged in its checksums is made anew by complete(), from the data as they are."""
+        ...
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """Of layers that are no more."""
+        ...
+
+    def keep(self, numbers: Container[int]) -> None:
+        """Remove those of all other layers, which a crash has left."""
+        ...
+
+
+class Look(Protocol):
+    def look(self) -> None:
+        """Before reads that came in are served: what was written since by somebody else is verified anew."""
+        ...
+
+
 class Stores(Protocol):
     """A place for stores. ``is_persistent``: they outlive the process.
 
@@ -121,6 +196,11 @@ class Stores(Protocol):
     is_persistent: bool
     can_layer: bool
     max_atomic_write_bytes: int  # of each store
+
+    @property
+    def layer_checks(self) -> LayerChecks | None:
+        """None: not where it can't layer."""
+        ...
 
     def create(self, name: str, size_bytes: int) -> None:
         """Make the store, durably. One of that name that is there already is FileExistsError."""
@@ -180,6 +260,7 @@ class WithoutLayers:
     """For Stores whose stores are no chains."""
 
     can_layer = False
+    layer_checks: LayerChecks | None = None
 
     def open_sealed(self, name: str, chain: Chain) -> Store:
         raise no_layers()

@@ -147,6 +147,7 @@ class DelayStores:
         self.is_persistent = stores.is_persistent
         self.can_layer = stores.can_layer
         self.max_atomic_write_bytes = stores.max_atomic_write_bytes
+        self.layer_checks = stores.layer_checks
 
     def create(self, name: str, size_bytes: int) -> None:
         self._stores.create(name, size_bytes)

@@ -44,11 +44,13 @@ class DescriptorStore:
         # Bound once, without a Python frame in between: this is the path of every I/O.
         self.read_now: Callable[[Views, int], int]
         self.write_now: Callable[[Views, int], int]
+        self.can_read_now = True  # what is in the kernel's cache, and nothing else
         if is_memory:
             self.read_now = partial(os.preadv, fd)
             self.write_now = partial(os.pwritev, fd)
         else:
-            self.read_now = self._read_cached if _can_read_nowait(fd) else _nothing_now
+            self.can_read_now = _can_read_nowait(fd)
+            self.read_now = self._read_cached if self.can_read_now else _nothing_now
             self.write_now = self._write_buffered
 
     def _read_cached(self, views: Views, offset: int) -> int:

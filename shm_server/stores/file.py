@@ -13,14 +13,16 @@ from pathlib import Path
 
 from shm_server.stores import linux
 from shm_server.stores.base import Chain, LayerFile, Store
+from shm_server.stores.checked import Checks
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
-from shm_server.stores.layer import Layer, allocated_bytes, create_files, remove_files
+from shm_server.stores.layer import Checking, Layer, allocated_bytes, create_files, remove_files
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
 from shm_server.stores.sealed import SealedStore
+from shm_server.stores.summing import LayerChecks
 
 DEFAULT_MAP_CACHE_BYTES = 64 << 20
 MAX_OPEN_LAYERS = 256  # data files of sealed layers
@@ -35,6 +37,8 @@ class FileStores:
         self._directory = directory
         self._map_cache = Clock(map_cache_bytes // CHUNK_BYTES)
         self._open_layers = Clock(MAX_OPEN_LAYERS)
+        self._checks = Checks(directory)
+        self.layer_checks = LayerChecks(self._checks)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
@@ -89,10 +93,8 @@ class FileStores:
             raise
 
     def _open_chain(self, name: str, size_bytes: int, uuid: str, chain: Chain) -> Store:
-        layers = [
-            Layer(file, self._directory, self._open_layers, is_writable=not file.is_sealed or file is chain[-1])
-            for file in chain
-        ]
+        checking = self._checking()
+        layers = [self._layer(file, checking, is_writable=not file.is_sealed or file is chain[-1]) for file in chain]
         redo = RedoFile(self._redo_path(name), uuid)
         store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
         try:
@@ -111,7 +113,8 @@ class FileStores:
         return store
 
     def open_sealed(self, name: str, chain: Chain) -> Store:
-        layers = [Layer(file, self._directory, self._open_layers, is_writable=False) for file in chain]
+        checking = self._checking()
+        layers = [self._layer(file, checking, is_writable=False) for file in chain]
         redo = RedoFile(self._redo_path(name), "")  # which nothing ever comes to
         store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
         try:
@@ -131,32 +134,41 @@ class FileStores:
         if isinstance(store, LayeredStore):
             # More than the last, where a push() that failed has left an empty one that only the catalogue knows.
             for file in chain[1 + store.index_of_top(chain) :]:
-                store.push(self._writable(file))
+                store.push(self._layer(file, store.stack.base.checking, is_writable=True))
             return store
         assert isinstance(store, DescriptorStore)
         assert store.redo is not None
-        base = Layer(chain[0], self._directory, self._open_layers, is_writable=True, data=store)
-        layers = [base, *(self._writable(file) for file in chain[1:])]
+        checking = self._checking()
+        layers = [self._layer(chain[0], checking, is_writable=True, data=store)]
+        layers += (self._layer(file, checking, is_writable=True) for file in chain[1:])
         layered = LayeredStore(layers, Owners(self._directory, self._map_cache), store.redo)
         layered.load()
         return layered
 
-    def _writable(self, file: LayerFile) -> Layer:
-        return Layer(file, self._directory, self._open_layers, is_writable=True)
+    def _checking(self) -> Checking:
+        """For the layers of a store that is opened."""
+        return Checking(self._checks, self._checks.verified())
+
+    def _layer(
+        self, file: LayerFile, checking: Checking, *, is_writable: bool, data: DescriptorStore | None = None
+    ) -> Layer:
+        return Layer(file, self._directory, self._open_layers, is_writable=is_writable, checking=checking, data=data)
 
     def seal(self, store: Store) -> None:
         assert isinstance(store, LayeredStore)
         store.seal()
 
     def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
-        return merge(upper, lower, self._directory)
+        return merge(upper, lower, self._checks)
 
     def merged(self, store: Store, upper: int) -> None:
         if isinstance(store, LayeredStore | SealedStore):
             store.replace(upper)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
+        layers = list(layers)
         remove_files(layers, self._directory)
+        self.layer_checks.remove(layer.number for layer in layers)
 
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)  # first: a store that stays keeps its record
@@ -168,4 +180,4 @@ class FileStores:
         return sum(allocated_bytes(path) for path in paths)
 
     def close(self) -> None:
-        pass
+        self._checks.close()

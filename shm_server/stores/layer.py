@@ -10,13 +10,25 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from shm_server.stores import linux
 from shm_server.stores.base import LayerFile
+from shm_server.stores.checked import CheckedReader, Checks
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.maplog import MapLog, Run, new_path
 from shm_server.stores.redo import sync_directory
+from shm_server.stores.verified import Verified
+
+Reader = DescriptorStore | CheckedReader
+
+
+class Checking(NamedTuple):
+    """With what the layers of one store are read."""
+
+    checks: Checks
+    verified: Verified
 
 
 def data_name(number: int) -> str:
@@ -41,9 +53,11 @@ class Layer:
         files: Clock,
         *,
         is_writable: bool,
+        checking: Checking,
         data: DescriptorStore | None = None,
     ) -> None:
-        """``data``: its data file, which was opened before there was a chain; it stays so, and is ours to close."""
+        """``checking`` is that of all layers of the store. ``data``: its data file, which was opened before there was
+        a chain; it stays so, and is ours to close."""
         self.file = file
         self.log: MapLog | None = None
         self.was_used = True
@@ -51,6 +65,8 @@ class Layer:
         self._directory = directory
         self._files = files
         self._kept = self._data = data
+        self.checking = checking
+        self._reader: CheckedReader | None = None
 
     @property
     def data(self) -> DescriptorStore:
@@ -65,9 +81,15 @@ class Layer:
         return data
 
     @property
-    def reader(self) -> DescriptorStore:
-        """What its pages are read through."""
-        return self.data
+    def reader(self) -> Reader:
+        """What its pages are read through; keep it as ``data``."""
+        reader = self._reader
+        if reader is None:
+            if self.is_writable:
+                return self.data
+            reader = self._reader = CheckedReader(self.data, self.file, *self.checking)
+        self.was_used = True
+        return reader
 
     @property
     def is_empty(self) -> bool:
@@ -75,7 +97,7 @@ class Layer:
         return self.log is not None and self.log.is_empty
 
     def throw_away(self) -> None:
-        self._data = None
+        self._data = self._reader = None
 
     def runs(self) -> Sequence[Run]:
         """What it owns, oldest first; the base owns what is left."""
@@ -96,6 +118,7 @@ class Layer:
     def seal(self) -> None:
         """It is below another one now, and durable."""
         self.is_writable = False
+        self.checking.verified.forget()  # its pages may have been a lower layer's before
         self.log = None  # closed when the last sync() that still looks at it lets go
         if self._kept is None:
             self._files.add(self)
@@ -106,6 +129,9 @@ class Layer:
     def leave(self) -> None:
         """Nobody will come to it any more; who is reading it may go on."""
         self._files.discard({self})
+        checks, verified = self.checking
+        checks.leave(self.file, verified)
+        verified.forget()  # its pages are the lower one's now
 
     def close(self) -> None:
         """Nothing is under way."""
@@ -114,7 +140,7 @@ class Layer:
             self._data.close()
         if self._kept is not None:
             self._kept.close()
-        self._data = self._kept = None
+        self._data = self._kept = self._reader = None
         if self.log is not None:
             self.log.close()
             self.log = None

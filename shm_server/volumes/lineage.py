@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
+from shm_server.abi import names
 from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
 from shm_server.volumes import labels
@@ -235,6 +236,35 @@ class Lineage:
             _stand(execute, layer, parent)
 
     # What can go ----------------------------------------------------------------------------------------------------
+
+    def numbers(self) -> set[int]:
+        """Of all layers."""
+        return {row[0] for row in self._catalog.select("SELECT number FROM layers", ())}
+
+    def numbers_of(self, uuid: str) -> list[int]:
+        """Of the layers that were made for a volume, its base too."""
+        return [row[0] for row in self._catalog.select("SELECT number FROM layers WHERE uuid = ?", (uuid,))]
+
+    def sealed(self) -> list[LayerFile]:
+        """Every layer that is, the oldest first."""
+        return self._layers_where("state = 'sealed'")
+
+    def standing_on(self, number: int) -> list[LayerFile]:
+        """The layers right above one."""
+        return self._layers_where("parent = ?", number)
+
+    def _layers_where(self, condition: str, *values: int) -> list[LayerFile]:
+        query = f"SELECT {_COLUMNS} FROM layers WHERE {condition} ORDER BY number"
+        return [_layer(*row) for row in self._catalog.select(query, values)]
+
+    def called(self, number: int) -> list[tuple[str, int]]:
+        """The volume and the snapshots that a layer is the uppermost of: names as one opens them, and sizes."""
+        query = (
+            "SELECT name, size_bytes FROM tops JOIN volumes USING (uuid) WHERE layer = ? UNION ALL "
+            f"SELECT volumes.name || '{names.SEPARATOR}' || snapshots.name, snapshots.size_bytes "
+            "FROM snapshots JOIN volumes USING (uuid) WHERE layer = ?"
+        )
+        return [(name, size_bytes) for name, size_bytes in self._catalog.select(query, (number, number))]
 
     def garbage(self) -> list[LayerFile]:
         """Layers whose files can be removed."""

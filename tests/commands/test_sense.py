@@ -52,6 +52,7 @@ def test_names_are_unique() -> None:
         (block.Error.NO_SPACE, (0x7, 0x27, 0x07)),
         (block.Error.READ_ONLY, (0x7, 0x27, 0x00)),
         (block.Error.MEDIUM_READ, (0x3, 0x11, 0x00)),
+        (block.Error.BAD_PAGE, (0x3, 0x11, 0x00)),
         (block.Error.MEDIUM_WRITE, (0x3, 0x0C, 0x00)),
         (block.Error.WRITE_FAULT, (0x3, 0x0C, 0x00)),
         (block.Error.UNSUPPORTED, (0x5, 0x24, 0x00)),

@@ -10,8 +10,10 @@ from typing import Any
 
 from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
+from shm_server.progress import Progress
 from shm_server.runtime import Job, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
+from shm_server.scrubbing import Checked, Scrubber
 from shm_server.snapshots import Snapshots
 from shm_server.stores import Stores, open_stores
 from shm_server.volumes.catalog import Catalog
@@ -59,6 +61,8 @@ class Pool:
             self.runtime, self.stores, self.manager, lambda info, _: self.watcher.rolled_back.append(info)
         )
         self.sanitizer = Sanitizer(self.runtime, self.manager, lambda _info, _holders: None)
+        checks = self.stores.layer_checks if self.stores.can_layer else None
+        self.scrubber = Scrubber(self.runtime, checks, self.manager, bytes_per_s=1 << 60)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """To its end, as the server's loop would."""
@@ -81,9 +85,19 @@ class Pool:
         runtime.step()
 
     def settle(self) -> None:
-        """Until merging and closing are over."""
-        while self.snapshots._is_tidying or any(not closed.is_done for closed in self.manager._closing.values()):
+        """Until merging, making checksums and closing are over."""
+        while (
+            self.snapshots._is_tidying
+            or self.scrubber.is_working
+            or any(not closed.is_done for closed in self.manager._closing.values())
+        ):
             self.turn()
+
+    def check(self, name: str, *, renew: bool = False) -> Checked:
+        """Hold what the volume stands on against its checksums."""
+        progress = Progress(lambda: 0.0, lambda done, total: None, lambda: True)
+        checked: Checked = self.run(self.scrubber.check(name, progress, renew=renew))
+        return checked
 
     def hold(self, name: str, access: str = "rw") -> Handle:
         handle: Handle = self.run(self.manager.open(name, access, "test", "a test", 0, 1, lambda: True))
@@ -96,8 +110,8 @@ class Pool:
         self.run(wait())
 
     @contextmanager
-    def volume(self, name: str) -> Iterator[Volume]:
-        handle = self.hold(name)
+    def volume(self, name: str, access: str = "rw") -> Iterator[Volume]:
+        handle = self.hold(name, access)
         try:
             yield handle.volume
         finally:

@@ -308,9 +308,12 @@ class Judge:
                     return f"snapshot {snapshot} is another"
                 pool.run(pool.manager.remove("look"))
         pool.settle()
+        for name in pool.manager.layers:
+            if (checked := pool.check(name)).problems:
+                return f"{name}: {checked.told}"
         rows = pool.catalog.select("SELECT number, file FROM layers", ())
         known = {"v.raw", "v.redo", "c.redo", "w.raw"}
-        known |= {name for number, file in rows for name in (file, f"{number}.map")}
+        known |= {name for number, file in rows for name in (file, f"{number}.map", f"{number}.sums")}
         unknown = {path.name for path in (self._directory / "volumes").iterdir()} - known
         return f"files that nobody knows: {unknown}" if unknown else ""
 
@@ -382,6 +385,8 @@ def test_any_moment_in_many_ways(life: Life, tmp_path: Path) -> None:
 
 # Who asks for a sync of what: every one of them is needed …
 SITES = [
+    "checksums.py: SumsFile.cover, the file",
+    "checksums.py: SumsFile.uncover, the file",
     "descriptor.py: DescriptorStore.sync, the data",
     "file.py: FileStores.create, the directory",
     "file.py: FileStores.create, the file",
@@ -401,6 +406,8 @@ SITES = [
 # … but these: the first hears of losses, and there are none here; the sync of the first record covers the third; the
 # others want two crashes, one behind the other (test_maplog.py, test_redo.py).
 SPARE = [
+    "checksums.py: SumsFile.cover, the directory",  # a file that is lost is made anew
+    "checksums.py: SumsFile.sync, the file",  # a merge begins anew before anybody can look
     "file.py: FileStores.open, the file",
     "layer.py: create_files, the file",  # an empty layer that lost its size gets it at the next open
     "maplog.py: MapLog.open, the file",

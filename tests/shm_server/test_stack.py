@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from shm_server.stores.base import LayerFile
+from shm_server.stores.checked import Checks
 from shm_server.stores.clock import Clock
-from shm_server.stores.layer import Layer
+from shm_server.stores.layer import Checking, Layer
 from shm_server.stores.stack import BASE, Stack
 
 UUID = "0123456789abcdef" * 2
@@ -14,7 +15,9 @@ UUID = "0123456789abcdef" * 2
 
 def layer(number: int, *, is_base: bool = False) -> Layer:
     file = LayerFile(number, UUID, f"{number}.data", is_base=is_base, is_sealed=True)
-    return Layer(file, Path("nowhere"), Clock(1), is_writable=False)
+    checks = Checks(Path("nowhere"))
+    checking = Checking(checks, checks.verified())
+    return Layer(file, Path("nowhere"), Clock(1), is_writable=False, checking=checking)
 
 
 def numbers(stack: Stack) -> list[int]:

@@ -187,6 +187,7 @@ def test_errors_are_mapped_by_operation(pair: Pair, monkeypatch: pytest.MonkeyPa
         (Operation.DISCARD, False, errno.EOPNOTSUPP, block.Error.UNSUPPORTED),
         (Operation.READ, False, errno.EFAULT, block.Error.INVALID),
         (Operation.READ, False, errno.ECANCELED, block.Error.CANCELLED),
+        (Operation.WRITE, False, errno.EBADMSG, block.Error.BAD_PAGE),
         (Operation.READ, False, 4000, block.Error.MEDIUM_READ),
     ]
     for operation, fua, number, error in answers:

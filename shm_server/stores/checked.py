@@ -1,0 +1,269 @@
+"""Reading a sealed layer: no page that has a checksum is handed out before it was held against it.
+
+Slots are touched by system calls only, so a page is read into memory of ours, verified there, and then read once more,
+now out of the kernel's cache, to where it was wanted. That it was verified is remembered (verified.py), and the second
+read of a page is the plain one with a look at its bit in front. It is forgotten whenever the page may be another than
+the one that was verified: somebody wrote to the file (watching.py), or it had left the kernel's cache and came from the
+medium again. The latter is seen by a read that can't be done at once; what the kernel reads ahead with it lies in its
+neighbourhood, so that is forgotten too. Where a file can't be watched nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from weakref import WeakSet, WeakValueDictionary
+
+from shm_server.stores.base import BadPageError, LayerFile, Views, views_after, views_until
+from shm_server.stores.checksums import PAGE_BYTES, ZERO_SUM, SumsFile, sums_name, sums_of
+from shm_server.stores.clock import Clock
+from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.verified import CHUNK_BYTES, CHUNK_SHIFT, Verified
+from shm_server.stores.watching import Watch
+
+log = logging.getLogger(__name__)
+
+VERIFIED_CACHE_BYTES = 16 << 20  # for 512 GiB
+STEP_PAGES = 256
+MAX_TRIES = 3  # to find in the cache what was brought there just now
+READ_AHEAD_PAGES = (8 << 20) // PAGE_BYTES  # more than any file system reads ahead, or behind, of what was asked for
+_PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
+_CHUNK_BYTE_MASK = CHUNK_BYTES - 1
+
+
+class _Buffers(threading.local):
+    """A step's memory for each thread."""
+
+    def __init__(self) -> None:
+        self.step = memoryview(bytearray(STEP_PAGES * PAGE_BYTES))
+
+
+_buffers = _Buffers()
+
+
+class Checks:
+    """The checksums of a pool's layers, and who has verified what."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.looks: list[Watch] = []  # what look() is to be called of before a batch of reads; empty, or one
+        self._cache = Clock(VERIFIED_CACHE_BYTES // CHUNK_BYTES)
+        self._sums: WeakValueDictionary[int, SumsFile] = WeakValueDictionary()
+        self._gone: set[int] = set()  # numbers of layers, which are not used again
+        self._users: dict[int, WeakSet[Verified]] = {}
+        self._watches: dict[int, int] = {}  # of layers
+        self._watched: dict[int, int] = {}  # the other way round
+        self._is_blind = False
+        self._lock = threading.Lock()
+        self._bad: set[tuple[int, int]] = set()  # layer and page of what was told already
+
+    def verified(self) -> Verified:
+        """For the layers of one store."""
+        return Verified(self._cache)
+
+    def sums(self, file: LayerFile) -> SumsFile:
+        with self._lock:
+            sums = self._sums.get(file.number)
+            if sums is None:
+                sums = SumsFile(self.directory / sums_name(file.number), file.number, file.uuid)
+                sums.is_gone = file.number in self._gone
+                self._sums[file.number] = sums
+            return sums
+
+    def remove(self, number: int) -> None:
+        """Its layer is no more, or is no layer any more."""
+        with self._lock:
+            self._gone.add(number)
+            sums = self._sums.get(number)
+        if sums is not None:
+            sums.remove()
+        else:
+            (self.directory / sums_name(number)).unlink(missing_ok=True)
+
+    # Who reads a layer, and who has changed it ----------------------------------------------------------------------
+
+    def use(self, file: LayerFile, verified: Verified) -> bool:
+        """``verified`` is told when pages of the layer change; False: it can't be, and must remember nothing."""
+        with self._lock:
+            self._users.setdefault(file.number, WeakSet()).add(verified)
+            return self._watch(file)
+
+    def leave(self, file: LayerFile, verified: Verified) -> None:
+        """Nobody comes to the layer by this store any more."""
+        with self._lock:
+            users = self._users.get(file.number)
+            if users is None:
+                return
+            users.discard(verified)
+            if not users:
+                del self._users[file.number]
+                if (watch := self._watches.pop(file.number, None)) is not None:
+                    del self._watched[watch]
+                    self.looks[0].remove(watch)
+
+    def _watch(self, file: LayerFile) -> bool:
+        if file.number in self._watches:
+            return True
+        try:
+            if not self.looks:
+                self.looks.append(Watch(self._modified))
+            watch = self.looks[0].add(self.directory / file.name)
+        except OSError as error:
+            if not self._is_blind:
+                log.warning("pages of snapshots are verified whenever they are read: %s", error)
+            self._is_blind = True
+            return False
+        self._watches[file.number] = watch
+        self._watched[watch] = file.number
+        return True
+
+    def _modified(self, watch: int | None) -> None:
+        with self._lock:
+            numbers = list(self._users) if watch is None else [self._watched.get(watch, 0)]
+        for number in numbers:
+            sums = self._sums.get(number)
+            if sums is None or not sums.is_being_merged:  # who merges into it says when that is over
+                self.forget(number)
+
+    def forget(self, number: int, first: int = 0, count: int = 0) -> None:
+        """Pages of a layer may be others than those that were verified; without a count all of them."""
+        with self._lock:
+            users = list(self._users.get(number, ()))
+        for verified in users:
+            verified.forget(first, count)
+
+    def complain(self, file: LayerFile, page: int) -> BadPageError:
+        """A page is not what its checksum says: told once, and never to be taken from memory again."""
+        self.forget(file.number, page, 1)
+        error = BadPageError(self.directory / file.name, file.number, page, page * PAGE_BYTES)
+        if (file.number, page) not in self._bad and len(self._bad) < 1 << 16:
+            self._bad.add((file.number, page))
+            log.error("%s", error.strerror)
+        return error
+
+    def close(self) -> None:
+        for watch in self.looks:
+            watch.close()
+        self.looks.clear()
+
+
+class CheckedReader:
+    """A sealed layer's data, read as a store's. ``read_now`` belongs to the loop's thread, the others to any."""
+
+    def __init__(self, data: DescriptorStore, file: LayerFile, checks: Checks, verified: Verified) -> None:
+        self._data = data
+        self._file = file
+        self._checks = checks
+        self._verified = verified
+        self._sums = checks.sums(file)
+        # Without reads that only look at the cache nobody can say whether a page is still the one that was verified.
+        self._can_remember = checks.use(file, verified) and data.can_read_now
+        self.extent = data.extent
+
+    def read_now(self, views: Views, offset: int) -> int:
+        length = len(views[0]) if len(views) == 1 else sum(map(len, views))
+        first = offset >> _PAGE_SHIFT
+        last = (offset + length - 1) >> _PAGE_SHIFT
+        verified = self._verified
+        if first == last:
+            chunk = verified.chunks.get(first >> CHUNK_SHIFT)
+            is_verified = False
+            if chunk is not None:
+                chunk.was_used = True
+                is_verified = bool(chunk.bits[(first >> 3) & _CHUNK_BYTE_MASK] >> (first & 7) & 1)
+        else:
+            is_verified = verified.has(first, last)
+        if not is_verified and not self._verify_range_now(first, last):
+            return 0
+        done = self._data.read_now(views, offset)
+        if done < length:
+            self._forget_around(first, last + 1 - first)  # having asked for it at once, it comes soon: another copy
+        return done
+
+    def _verify_range_now(self, first: int, last: int) -> bool:
+        return all(
+            self._verify_now(page, min(STEP_PAGES, last + 1 - page)) for page in range(first, last + 1, STEP_PAGES)
+        )
+
+    def _verify_now(self, first: int, count: int) -> bool:
+        """False: not at once. Raises BadPageError."""
+        epoch = self._verified.epoch
+        sums = self._sums.entries_now(first, count)
+        if sums is None:
+            return False
+        if any(sums):
+            buffer = _buffers.step[: count * PAGE_BYTES]
+            got = self._data.read_now((buffer,), first * PAGE_BYTES)
+            if got < len(buffer) and first * PAGE_BYTES + got < self._data.size_bytes():
+                self._forget_around(first, count)
+                return False
+            self._compare(first, sums, buffer[:got])
+        self._remember(first, count, epoch)
+        return True
+
+    def read(self, views: Views, offset: int) -> int:
+        total = sum(map(len, views))
+        done = 0
+        while done < total:
+            first = (offset + done) >> _PAGE_SHIFT
+            step = min(total - done, (first + STEP_PAGES) * PAGE_BYTES - offset - done)
+            self._read_step(views_until(views_after(views, done), step), offset + done, step)
+            done += step
+        return total
+
+    def _read_step(self, views: Views, offset: int, length: int) -> None:
+        first = offset >> _PAGE_SHIFT
+        count = ((offset + length - 1) >> _PAGE_SHIFT) + 1 - first
+        done = 0
+        for _ in range(MAX_TRIES if self._data.can_read_now else 0):
+            if self._verified.has(first, first + count - 1) or self._verify(first, count):
+                done += self._data.read_now(views_after(views, done), offset + done)
+                if done == length:
+                    return
+                # It has left the cache, or never came there: what comes now is another copy of it.
+                self._forget_around(first, count)
+        self._verify(first, count)
+        self._data.read(views_after(views, done), offset + done)
+
+    def _verify(self, first: int, count: int) -> bool:
+        """Whatever has to be read for it. Raises BadPageError."""
+        epoch = self._verified.epoch
+        sums = self._sums.entries(first, count)
+        if any(sums):
+            buffer = _buffers.step[: count * PAGE_BYTES]
+            at = first * PAGE_BYTES
+            got = self._data.read_now((buffer,), at)
+            if got < len(buffer):
+                epoch = self._forget_around(first, count)
+                left = min(len(buffer), max(0, self._data.size_bytes() - at))
+                self._data.read((buffer[:left],), at)
+                got = left
+            self._compare(first, sums, buffer[:got])
+        self._remember(first, count, epoch)
+        return True
+
+    def _forget_around(self, first: int, count: int) -> int:
+        """The epoch behind that."""
+        start = max(0, first - READ_AHEAD_PAGES)
+        self._checks.forget(self._file.number, start, first + count + READ_AHEAD_PAGES - start)
+        return self._verified.epoch
+
+    def _remember(self, first: int, count: int, epoch: int) -> None:
+        if self._can_remember:
+            self._verified.add(first, count, epoch)
+
+    def _compare(self, first: int, sums: array[int], data: memoryview) -> None:
+        found = sums_of(data)
+        if found != sums:
+            for bad in bad_pages(sums, found):
+                raise self._checks.complain(self._file, first + bad)
+
+
+def bad_pages(sums: array[int], found: array[int]) -> Iterator[int]:
+    """Those of which the checksum is not the one that was found; behind the end of ``found`` there are zeros."""
+    for page, expected in enumerate(sums):
+        if expected and (found[page] if page < len(found) else ZERO_SUM) != expected:
+            yield page

@@ -1,0 +1,297 @@
+"""The checksums of one sealed layer: <pool>/volumes/N.sums, a CRC32C for each 4 KiB page of its data file.
+
+    header (512 bytes) | block (512 bytes) | block | …
+
+A block has the checksums of 127 pages, and one of its own that begins with the layer's identity: a sector, which is
+written whole or not at all, so a block that does not fit is damage, never a crash. Then its pages count as having no
+checksum, and a line says so: good data are not made unreadable by a bad checksum file. 0 is "none"; a hole is a block
+full of that. The header says up to which page every page that is not a hole has its checksum; that is written behind a
+sync of the blocks. docs/ON-DISK.md is the long form of this.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+from array import array
+from pathlib import Path
+
+import crc32c
+
+from shm_server.stores import linux
+from shm_server.stores.redo import sync_directory
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+PAGE_BYTES = 4096
+NONE = 0
+INSTEAD_OF_NONE = 0xFFFF_FFFF  # for a page whose CRC32C is 0
+
+_MAGIC = b"OVSCRC32"
+_HEADER = struct.Struct("<8sIIQ16sQI")  # magic, format, page bytes, layer, volume's uuid, covered pages, crc32c
+_IDENTITY_BYTES = 40  # of it, up to what changes
+ZERO_SUM = crc32c.crc32c(bytes(PAGE_BYTES))
+SECTOR_BYTES = 512
+BLOCK_PAGES = (SECTOR_BYTES - 4) // 4
+_EMPTY = bytes(SECTOR_BYTES)
+
+
+def sums_name(number: object) -> str:
+    """How the file of a layer's checksums is called."""
+    return f"{number}.sums"
+
+
+def sums_of(data: memoryview) -> array[int]:
+    """The checksum of each page of ``data``; a last one that is not whole is one that ends in zeros."""
+    crc = crc32c.crc32c
+    whole = len(data) - len(data) % PAGE_BYTES
+    sums = array("I", [crc(data[at : at + PAGE_BYTES]) or INSTEAD_OF_NONE for at in range(0, whole, PAGE_BYTES)])
+    if whole < len(data):
+        sums.append(crc(bytes(data[whole:]).ljust(PAGE_BYTES, b"\0")) or INSTEAD_OF_NONE)
+    return sums
+
+
+class _Owner:
+    """Closes a descriptor when it goes. Not SumsFile itself: who is found by a weak reference must have no __del__, or
+    another thread may find it while that runs."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class SumsFile:
+    """Any thread may look; ``lock`` is for whoever changes something, and held by the methods that do."""
+
+    def __init__(self, path: Path, layer: int, uuid: str) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.is_being_merged = False  # its data change: nobody else makes checksums of them
+        self.is_gone = False  # so is the layer: no file is made for it any more
+        self.damaged_blocks: set[int] = set()
+        self.is_header_damaged = False
+        self.covered = 0  # pages, from the first on, of which each has its checksum or is a hole
+        self._layer = layer
+        self._identity = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, layer, bytes.fromhex(uuid), 0, 0)[:_IDENTITY_BYTES]
+        self._seed = crc32c.crc32c(self._identity)
+        self._fd = -1
+        self._has_looked = False
+        self._has_durable_name = False
+        self._now_flags: int | None = None  # of preadv, to read at once; None: can't
+
+    # Opening --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_there(self) -> bool:
+        """EPROTONOSUPPORT: in a newer format."""
+        if not self._has_looked:
+            with self.lock:
+                self._look()
+        return self._fd >= 0
+
+    def _look(self) -> None:
+        if self._has_looked:
+            return
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._has_looked = True
+            return
+        try:
+            self._check_header(fd, os.pread(fd, SECTOR_BYTES, 0))
+        except OSError:
+            os.close(fd)
+            raise
+        self._opened(fd)
+
+    def _opened(self, fd: int) -> None:
+        self._now_flags = 0 if linux.filesystem_magic(fd) == linux.TMPFS_MAGIC else os.RWF_NOWAIT
+        self._fd = fd
+        self._owner = _Owner(fd)
+        self._has_looked = True
+
+    def _check_header(self, fd: int, raw: bytes) -> None:
+        if not any(raw):  # a power cut came before the header was on the disk
+            os.pwrite(fd, self._header(0), 0)
+            return
+        _, version, _, _, _, covered, checksum = _HEADER.unpack(raw[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+        if raw.startswith(_MAGIC) and version > FORMAT:
+            raise OSError(
+                errno.EPROTONOSUPPORT,
+                f"{self.path} has format {version}, this server knows up to {FORMAT}: a newer shm-server wrote it",
+            )
+        if raw[:_IDENTITY_BYTES] == self._identity and checksum == crc32c.crc32c(raw[: _HEADER.size - 4]):
+            self.covered = covered
+            return
+        self.is_header_damaged = True
+        log.error("%s is damaged: its header is not that of layer %d's checksums", self.path, self._layer)
+
+    def create(self) -> None:
+        """Have the file, with no checksum in it; cover() makes it durable."""
+        with self.lock:
+            self._look()
+            if self._fd >= 0:
+                return
+            if self.is_gone:
+                raise OSError(errno.ENOENT, f"layer {self._layer} is no more")
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.pwrite(fd, self._header(0), 0)
+            self._opened(fd)
+
+    def _header(self, covered: int) -> bytes:
+        fields = self._identity + covered.to_bytes(8, "little")
+        return (fields + crc32c.crc32c(fields).to_bytes(4, "little")).ljust(SECTOR_BYTES, b"\0")
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def entries(self, first: int, count: int) -> array[int]:
+        """The checksums of so many pages, from ``first`` on; NONE where there is none."""
+        found = self._entries(first, count, 0) if self.is_there else None
+        if found is None:
+            with self.lock:  # who writes a block may have been in the middle of it
+                found = self._entries(first, count, 0, is_last=True) if self.is_there else None
+        return array("I", bytes(4 * count)) if found is None else found
+
+    def entries_now(self, first: int, count: int) -> array[int] | None:
+        """The same, where that can be had at once; else None."""
+        if not self._has_looked:
+            return None
+        if self._fd < 0:
+            return array("I", bytes(4 * count))
+        if self._now_flags is None:
+            return None
+        try:
+            return self._entries(first, count, self._now_flags)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            self._now_flags = None
+            return None
+
+    def _entries(self, first: int, count: int, flags: int, *, is_last: bool = False) -> array[int] | None:
+        """None: a block that does not fit; with ``is_last`` that is damage."""
+        start, end = first // BLOCK_PAGES, (first + count - 1) // BLOCK_PAGES + 1
+        raw = bytearray((end - start) * SECTOR_BYTES)
+        got = os.preadv(self._fd, (raw,), (1 + start) * SECTOR_BYTES, flags)
+        if got < len(raw) and flags and (1 + start) * SECTOR_BYTES + got < os.fstat(self._fd).st_size:
+            return None
+        found = array("I")
+        for number in range(start, end):
+            block = raw[(number - start) * SECTOR_BYTES : (number - start + 1) * SECTOR_BYTES]
+            if block != _EMPTY and not self._fits(number, block):
+                if not is_last:
+                    return None
+                self._complain(number)
+                block = bytearray(SECTOR_BYTES)
+            found.frombytes(block[4:])
+        begin = first - start * BLOCK_PAGES
+        return found[begin : begin + count]
+
+    def _fits(self, number: int, block: bytearray) -> bool:
+        return self._checksum(number, block[4:]) == int.from_bytes(block[:4], "little")
+
+    def _checksum(self, number: int, entries: bytes | bytearray) -> int:
+        return crc32c.crc32c(entries, crc32c.crc32c(number.to_bytes(8, "little"), self._seed))
+
+    def _complain(self, number: int) -> None:
+        if number not in self.damaged_blocks:
+            self.damaged_blocks.add(number)
+            first = number * BLOCK_PAGES
+            log.error(
+                "%s is damaged: block %d, byte %d: pages %d to %d of layer %d are read without being checked",
+                *(self.path, number, (1 + number) * SECTOR_BYTES, first, first + BLOCK_PAGES - 1, self._layer),
+            )
+
+    def next_page(self, page: int) -> int | None:
+        """Where, from ``page`` on, the next block stands that is not a hole: its first page, or ``page`` itself."""
+        if not self.is_there:
+            return None
+        block = page // BLOCK_PAGES
+        try:
+            at = os.lseek(self._fd, (1 + block) * SECTOR_BYTES, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return None
+        return max(page, (at // SECTOR_BYTES - 1) * BLOCK_PAGES)
+
+    # Changing -------------------------------------------------------------------------------------------------------
+
+    def put(self, first: int, sums: array[int]) -> None:
+        """Of so many pages. What stands in a damaged block is damaged as before."""
+        with self.lock:
+            self.create()
+            done = 0
+            while done < len(sums):
+                number, start = divmod(first + done, BLOCK_PAGES)
+                count = min(BLOCK_PAGES - start, len(sums) - done)
+                self._put(number, start, sums[done : done + count])
+                done += count
+
+    def _put(self, number: int, start: int, sums: array[int]) -> None:
+        at = (1 + number) * SECTOR_BYTES
+        block = bytearray(os.pread(self._fd, SECTOR_BYTES, at).ljust(SECTOR_BYTES, b"\0"))
+        if block != _EMPTY and not self._fits(number, block):
+            self._complain(number)
+            return
+        changed = block[:]
+        changed[4 + 4 * start : 4 + 4 * (start + len(sums))] = sums.tobytes()
+        if changed == block:
+            return
+        changed[:4] = bytes(4) if not any(changed[4:]) else self._checksum(number, changed[4:]).to_bytes(4, "little")
+        if os.pwrite(self._fd, changed, at) < SECTOR_BYTES:
+            raise OSError(errno.ENOSPC, f"no room for checksums in {self.path}")
+
+    def cover(self, covered: int) -> None:
+        """So many pages, from the first on, have their checksums, or are holes; durable when this returns."""
+        with self.lock:
+            self.create()
+            os.fdatasync(self._fd)
+            if not self._has_durable_name:
+                sync_directory(self.path.parent)
+                self._has_durable_name = True
+            if covered != self.covered and not self.is_header_damaged:
+                os.pwrite(self._fd, self._header(covered), 0)
+                os.fdatasync(self._fd)
+                self.covered = covered
+
+    def uncover(self) -> None:
+        """Checksums are going to be taken away: durably, nothing is said any more of where there are some."""
+        with self.lock:
+            if self.is_there and self.covered and not self.is_header_damaged:
+                os.pwrite(self._fd, self._header(0), 0)
+                os.fdatasync(self._fd)
+                self.covered = 0
+
+    def sync(self) -> None:
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
+
+    def renew(self) -> None:
+        """Damaged blocks are as if they had never been written, the header is whole. An operator has said so."""
+        with self.lock:
+            if not self.is_there:
+                return
+            for number in self.damaged_blocks:
+                os.pwrite(self._fd, _EMPTY, (1 + number) * SECTOR_BYTES)
+            os.pwrite(self._fd, self._header(0), 0)
+            os.fdatasync(self._fd)
+            self.covered = 0
+            self.damaged_blocks = set()
+            self.is_header_damaged = False
+
+    # The end --------------------------------------------------------------------------------------------------------
+
+    def remove(self) -> None:
+        """Its layer is no more."""
+        with self.lock:
+            self.is_gone = True
+            self.path.unlink(missing_ok=True)

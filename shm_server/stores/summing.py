@@ -1,0 +1,194 @@
+"""Making the checksums of a sealed layer, and holding all of it against them; both in steps of a MiB, for a thread.
+
+Whatever is not a hole in the data file gets a checksum, whether or not the layer's map knows the page: so this file
+knows no maps. A page that has one keeps it, whatever its data are.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import closing
+
+from shm_server.stores.base import Findings, LayerFile
+from shm_server.stores.checked import READ_AHEAD_PAGES, STEP_PAGES, Checks, bad_pages
+from shm_server.stores.checksums import BLOCK_PAGES, NONE, PAGE_BYTES, ZERO_SUM, SumsFile, sums_name, sums_of
+from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.layer import allocated_bytes, open_data, open_log
+
+CHECKPOINT_PAGES = (64 << 20) // PAGE_BYTES  # of what was read: so much is done again after a crash
+
+
+def is_complete(file: LayerFile, checks: Checks) -> bool:
+    """Every page has its checksum that needs one. Damage is nothing that more checksums would mend."""
+    sums = checks.sums(file)
+    if sums.is_there and sums.is_header_damaged:
+        return True
+    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+        size = data.size_bytes()
+        if sums.is_there:
+            return sums.covered * PAGE_BYTES >= size
+        return data.extent(0, size) == (False, size)
+
+
+def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
+    """Make what is missing; how many bytes each step read."""
+    sums = checks.sums(file)
+    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+        size = data.size_bytes()
+        total = _page_after(size)
+        page = sums.covered if sums.is_there else 0
+        since = 0
+        for first, count in _pieces(data, size, page):
+            if not _sum(file, checks, data, first, count):
+                return  # a merge sees to it
+            since += count
+            if since >= CHECKPOINT_PAGES:
+                sums.cover(first + count)
+                since = 0
+            yield count * PAGE_BYTES
+        with sums.lock:
+            if not sums.is_being_merged and not sums.is_gone:
+                sums.cover(total)
+
+
+def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int) -> bool:
+    """False: it is not ours to do any more."""
+    sums = checks.sums(file)
+    with sums.lock:  # or a merge would write to the data in between
+        if sums.is_being_merged or sums.is_gone:
+            return False
+        entries = sums.entries(first, count)
+        if NONE not in entries:
+            return True
+        made = _read(data, first, count, must_leave=True)
+        checks.forget(file.number, first, count + READ_AHEAD_PAGES)  # it may be here only since we have read it
+        sums.put(first, array("I", [old or new for old, new in zip(entries, made, strict=True)]))
+        return True
+
+
+def scrub(file: LayerFile, checks: Checks, found: Findings) -> Iterator[int]:
+    """Read everything from the medium, as far as the kernel lets go of what it has, and note what is wrong."""
+    sums = checks.sums(file)
+    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+        size = data.size_bytes()
+        for first, count in _pieces(data, size, 0, sums):
+            if sums.is_gone:
+                return
+            _hold_against(file, checks, data, first, count, found)
+            yield count * PAGE_BYTES
+    found.damaged_blocks = sorted(sums.damaged_blocks)
+    found.is_header_damaged = sums.is_header_damaged
+
+
+def _hold_against(
+    file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int, found: Findings
+) -> None:
+    sums = checks.sums(file)
+    entries = sums.entries(first, count)
+    if first >= sums.covered and not any(entries):
+        return
+    os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
+    checks.forget(file.number, first, count + READ_AHEAD_PAGES)
+    made = _read(data, first, count)
+    again = sums.entries(first, count)  # a merge takes checksums away before it changes data
+    settled = array("I", [old if old == new else NONE for old, new in zip(entries, again, strict=True)])
+    found.pages += sum(1 for entry in settled if entry)
+    for page in bad_pages(settled, made):
+        checks.complain(file, first + page)
+        found.bad.append(first + page)
+    if sums.is_being_merged or NONE not in again:
+        return
+    for page, (entry, now) in enumerate(zip(again, made, strict=True)):
+        is_lost = entry == NONE and now != ZERO_SUM and first + page < sums.covered
+        if is_lost and (first + page) // BLOCK_PAGES not in sums.damaged_blocks:
+            found.lost.append(first + page)
+
+
+def _pieces(data: DescriptorStore, size: int, page: int, sums: SumsFile | None = None) -> Iterator[tuple[int, int]]:
+    """Pages that have data, or a checksum, from ``page`` on: a step's worth of neighbours at a time."""
+    end = _page_after(size)
+    while page < end:
+        is_data, run = data.extent(page * PAGE_BYTES, size - page * PAGE_BYTES)
+        stop = page * PAGE_BYTES + run
+        if is_data:
+            last = _page_after(stop)
+        else:
+            last = stop // PAGE_BYTES if stop < size else end
+            if last > page:
+                summed = sums.next_page(page) if sums is not None else None
+                if summed is None or summed >= last:
+                    page = last
+                    continue
+                page = summed
+            else:
+                last = page + 1  # a page of which only the end has data
+        while page < last:
+            count = min(STEP_PAGES, last - page)
+            yield page, count
+            page += count
+
+
+def _read(data: DescriptorStore, first: int, count: int, *, must_leave: bool = False) -> array[int]:
+    """The checksums of what is there; zeros behind the end. ``must_leave``: the kernel's cache is for others, so what
+    had to be brought there goes again."""
+    buffer = memoryview(bytearray(count * PAGE_BYTES))
+    at = first * PAGE_BYTES
+    there = min(len(buffer), max(0, data.size_bytes() - at))
+    got = data.read_now((buffer[:there],), at)
+    if got < there:
+        data.read((buffer[got:there],), at + got)
+        if must_leave:
+            os.posix_fadvise(data.fd, at, there, os.POSIX_FADV_DONTNEED)
+    return sums_of(buffer)
+
+
+def _page_after(size_bytes: int) -> int:
+    return -(-size_bytes // PAGE_BYTES)
+
+
+class LayerChecks:
+    """What a server does with the checksums of its layers (base.LayerChecks)."""
+
+    def __init__(self, checks: Checks) -> None:
+        self._checks = checks
+        self.looks = checks.looks
+
+    def is_complete(self, file: LayerFile) -> bool:
+        return is_complete(file, self._checks)
+
+    def complete(self, file: LayerFile) -> Iterator[int]:
+        return complete(file, self._checks)
+
+    def scrub(self, file: LayerFile, found: Findings) -> Iterator[int]:
+        return scrub(file, self._checks, found)
+
+    def allocated_bytes(self, file: LayerFile) -> int:
+        return allocated_bytes(self._checks.directory / file.name)
+
+    def owned(self, file: LayerFile, pages: Collection[int]) -> set[int]:
+        log = open_log(file, self._checks.directory)
+        try:
+            runs = log.open(is_sealed=True)  # even if it is not: it is looked at, and nothing is changed
+        finally:
+            log.close()
+        wanted = sorted(pages)
+        return {
+            page
+            for _, first, count in runs
+            for page in wanted[bisect_left(wanted, first) : bisect_left(wanted, first + count)]
+        }
+
+    def renew(self, file: LayerFile) -> None:
+        self._checks.sums(file).renew()
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._checks.remove(number)
+
+    def keep(self, numbers: Container[int]) -> None:
+        for path in self._checks.directory.glob(sums_name("*")):
+            if path.stem.isdecimal() and int(path.stem) not in numbers:
+                self._checks.remove(int(path.stem))
