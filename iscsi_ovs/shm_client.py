@@ -245,10 +245,11 @@ class Context:
         stand on it; EBUSY: somebody has it open."""
         self._call(control.RemoveSnapshot(0, name, snapshot), control.Done)
 
-    def rollback_snapshot(self, name: str, snapshot: str) -> VolumeStat:
+    def rollback_snapshot(self, name: str, snapshot: str, *, force: bool = False) -> VolumeStat:
         """The volume is what the snapshot is, its size too (ovs_snapshot_rollback); later snapshots go. ENOENT; EBUSY:
-        somebody holds the volume or a later one; ENOTEMPTY: clones stand on later ones."""
-        return self._call(control.RollBack(0, name, snapshot), control.Volume).info
+        somebody holds the volume or a later one (``force`` asks them to let go first); ENOTEMPTY: clones stand on later
+        ones."""
+        return self._call(control.RollBack(0, name, snapshot, force), control.Volume).info
 
     def clone_volume(self, name: str, snapshot: str | None, new_name: str) -> VolumeStat:
         """A new volume that is what a snapshot is, or without one what the template ``name`` is, and shares its space

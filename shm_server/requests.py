@@ -315,7 +315,8 @@ class Requests:
         return control.Done(request.id)
 
     async def _roll_back(self, client: Client, request: control.RollBack) -> control.Reply:
-        return control.Volume(request.id, await self.snapshots.rollback(request.name, request.snapshot))
+        made = await self.snapshots.rollback(request.name, request.snapshot, force=request.force)
+        return control.Volume(request.id, made)
 
     async def _clone(self, client: Client, request: control.Clone) -> control.Reply:
         made = await self.snapshots.clone(request.name, request.snapshot, request.new_name)

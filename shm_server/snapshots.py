@@ -124,16 +124,18 @@ class Snapshots:
                 log.warning("volume %s: the space of snapshot %s comes back later: %s", name, snapshot, error)
         self.tidy()
 
-    async def rollback(self, name: str, snapshot: str) -> VolumeInfo:
+    async def rollback(self, name: str, snapshot: str, *, force: bool = False) -> VolumeInfo:
         """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: it or one of those is held,
-        or it is being sanitized; ENOTEMPTY: clones stand on later ones."""
+        with ``force`` only if they don't let go in time, or it is being sanitized; ENOTEMPTY: clones stand on later
+        ones."""
         async with self._manager.locked(name):
             record = self._check_changeable(name)
             found: Snapshot = await self._manager.on_thread(lambda: self._lineage.snapshot(record.uuid, snapshot))
             going: list[Snapshot] = await self._manager.on_thread(
                 lambda: self._lineage.later_snapshots(record.uuid, snapshot)
             )
-            await self._manager.vacate([name, *(names.join(name, other.name) for other in going)])
+            holdable = [name, *(names.join(name, other.name) for other in going)]
+            await self._manager.vacate(holdable, force=force)
             await self._manager.opened(name)  # what a crash left to be written again is not to come later
             self._manager.close_unheld(name)
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from iscsi_ovs import pdu
 from iscsi_ovs.shm_client import Context, Volume
+from iscsi_ovs.testing.results import Received
 from iscsi_ovs.testing.socket_initiator import SocketInitiator
 from tests.interop.serving import Serve, iscsi_ovs
 from tests.test_cli import BUSY, DONE, FAILED, NOT_FOUND, ROOT, USAGE, run, session
@@ -178,6 +180,44 @@ def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, nam
         assert len(context.list_snapshots(name)) == left
 
 
+def test_back_by_force(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
+    """An initiator is logged in: exit code 4; with --force it is told and logged out, and when it comes back it reads
+    the old bytes, and hears first that the medium has changed, and the size, if it has."""
+    initiator = session(serve, name)
+    write_block(initiator, 3, b"then")
+    assert snapshot("create", name, "s").returncode == DONE
+    for size_bytes in (1 << 20, 2 << 20):
+        context.truncate_volume(name, size_bytes)
+        write_block(initiator, 3, b"ruined")
+        refused = snapshot("rollback", name, "s")
+        assert (refused.returncode, "1 session" in refused.stderr) == (BUSY, True)
+        assert snapshot("rollback", name, "s", "--force", "--yes").returncode == DONE
+        told = drained(initiator)
+        initiator.close()
+        assert isinstance(told[-1].header, pdu.AsynchronousMessage)
+        assert told[-1].header.async_event == pdu.ASYNC_DROP_SESSION
+        initiator = session(serve, name)
+        attentions = [initiator.command(TEST_UNIT_READY).additional_sense for _ in range(2)]
+        assert attentions == [(0x29, 0x07), (0x28, 0x00)]
+        if size_bytes > 1 << 20:
+            assert initiator.command(TEST_UNIT_READY).additional_sense == (0x2A, 0x09)
+        assert initiator.command(TEST_UNIT_READY).status == 0
+        assert read_block(initiator, 3) == b"then"
+        capacity = do(initiator, READ_CAPACITY_16, read=32)
+        assert int.from_bytes(capacity[:8], "big") == (1 << 20) // 512 - 1
+    initiator.close()
+
+
+def drained(initiator: SocketInitiator) -> list[Received]:
+    """What the target still has to say before it closes the connection."""
+    told: list[Received] = []
+    while True:
+        try:
+            told += initiator.pump()
+        except EOFError:
+            return told
+
+
 def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) -> None:
     """It is asked for on a terminal, listed as one, cloned without a snapshot's name, and not written any more: not
     even by an initiator, whose disk it is all the same."""
@@ -210,6 +250,7 @@ def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) ->
 
 DATA_PROTECT = 0x7
 INQUIRY_80 = bytes((0x12, 1, 0x80, 0, 255, 0))
+TEST_UNIT_READY = bytes(6)
 READ_CAPACITY_16 = bytes((0x9E, 0x10, *bytes(11), 32, 0, 0))
 
 

@@ -155,15 +155,16 @@ def snapshot_remove(volume_name: str, name: str, is_sure: bool, state_dir: Path 
 @snapshot.command("rollback")
 @volume_argument
 @snapshot_argument
+@click.option("--force", is_flag=True, help="Log out whoever has it.")
 @shared.yes_option
 @shared.state_dir_option
-def snapshot_rollback(volume_name: str, name: str, is_sure: bool, state_dir: Path | None) -> None:
+def snapshot_rollback(volume_name: str, name: str, force: bool, is_sure: bool, state_dir: Path | None) -> None:
     """Make VOLUME again what it was at SNAPSHOT. What was written since, and later snapshots, are lost.
 
-    Nobody may have the volume open.
+    Nobody may have the volume open, or with --force: initiators are logged out first, and may come back.
     """
     shared.make_sure(
         f"Lose what was written to volume {volume_name} since snapshot {name}, and later snapshots?", is_sure
     )
     with shared.context(state_dir) as context:
-        context.rollback_snapshot(volume_name, name)
+        context.rollback_snapshot(volume_name, name, force=force)

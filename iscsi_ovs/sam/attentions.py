@@ -60,23 +60,29 @@ def establish(pending: list[Code], code: Code) -> None:
 
 class Departed:
     """The ports whose nexus was lost, up to the next reset. Who comes back hears I_T NEXUS LOSS OCCURRED, or the reset
-    that it has not heard of; whoever was never here, or is not remembered, the code that covers everything."""
+    that it has not heard of, and then what came of the medium meanwhile; whoever was never here, or is not remembered,
+    the code that covers everything."""
 
     LIMIT = 256
 
     def __init__(self) -> None:
-        self._codes: dict[Hashable, Code] = {}
+        self._codes: dict[Hashable, list[Code]] = {}
 
     def went(self, port: Hashable, pending: Sequence[Code]) -> None:
         """A nexus was lost, with so much unheard; the longest gone is forgotten for it."""
         self._codes.pop(port, None)
-        self._codes[port] = pending[0] if pending and pending[0] in _RANKS else I_T_NEXUS_LOSS_OCCURRED
+        self._codes[port] = [pending[0] if pending and pending[0] in _RANKS else I_T_NEXUS_LOSS_OCCURRED]
         if len(self._codes) > self.LIMIT:
             del self._codes[next(iter(self._codes))]
 
-    def came(self, port: Hashable) -> Code:
+    def missed(self, code: Code) -> None:
+        """What those who were here and come back are to hear, too."""
+        for codes in self._codes.values():
+            establish(codes, code)
+
+    def came(self, port: Hashable) -> list[Code]:
         """A nexus is there: what it hears first."""
-        return self._codes.pop(port, POWER_ON_OCCURRED)
+        return self._codes.pop(port, [POWER_ON_OCCURRED])
 
     def reset(self) -> None:
         """The unit was reset: that is what they have to hear."""

@@ -255,7 +255,7 @@ class LogicalUnit:
     def establish(self, nexus: Nexus) -> None:
         """A session came: it hears of power on first, or of the loss of the one before it (SAM-5 5.14)."""
         self._nexuses[id(nexus)] = nexus
-        nexus.attentions[self] = [self._departed.came(nexus.name)]
+        nexus.attentions[self] = self._departed.came(nexus.name)
         self._guard()
         if nexus.port_group.is_restricted:
             self.access_changed()
@@ -319,6 +319,17 @@ class LogicalUnit:
         """The volume has another size: READ CAPACITY is new at once, and every nexus hears of it (CONTRACTS 10)."""
         self._set_geometry(geometry)
         self.raise_attention(CAPACITY_DATA_HAS_CHANGED)
+
+    def change_medium(self, geometry: block.Geometry) -> None:
+        """Other data lie on the volume (it was rolled back), perhaps more or less of them: every nexus hears of that,
+        and whoever comes back (CONTRACTS 5)."""
+        codes = [MEDIUM_MAY_HAVE_CHANGED]
+        if geometry.size_bytes != self.geometry.size_bytes:
+            codes.append(CAPACITY_DATA_HAS_CHANGED)
+        self._set_geometry(geometry)
+        for code in codes:
+            self.raise_attention(code)
+            self._departed.missed(code)
 
     def block(self, reason: str) -> None:
         """Medium commands are BUSY from now on (the volume server is away, a reset waits for a stuck disk)."""

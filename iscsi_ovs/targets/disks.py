@@ -85,7 +85,7 @@ class Disks:
     def serve(self, info: control.VolumeInfo) -> None:
         """A volume is there (or still there)."""
         if info.uuid in self._by_uuid:
-            self.resized(info)
+            self.changed(info, is_rolled_back=True)  # for all we know, if we were away
             return
         namesake = self.named(info.name)
         if namesake is not None:
@@ -104,12 +104,15 @@ class Disks:
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
         self.on_served(disk)
 
-    def resized(self, info: control.VolumeInfo) -> None:
-        """A volume has another size, or something else is new of it."""
+    def changed(self, info: control.VolumeInfo, *, is_rolled_back: bool) -> None:
+        """A volume has another size, or something else is new of it; another generation may mean other data."""
         disk = self._by_uuid.get(info.uuid)
         if disk is None:
             return
-        if disk.info.size_bytes != info.size_bytes:
+        if is_rolled_back and disk.info.generation != info.generation:
+            logger.info("%s was rolled back: it has %d bytes", info.name, info.size_bytes)
+            disk.unit.change_medium(block.Geometry(info.size_bytes, generation=info.generation))
+        elif disk.info.size_bytes != info.size_bytes:
             logger.info("%s has %d bytes now", info.name, info.size_bytes)
             disk.unit.resize(block.Geometry(info.size_bytes, generation=info.generation))
         disk.info = info

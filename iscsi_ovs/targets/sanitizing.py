@@ -45,7 +45,7 @@ class Sanitizing:
         if isinstance(answer, OSError):
             self._commands.proceed(command, request.finish(answer))
             return
-        self._disks.resized(answer)
+        self._disks.changed(answer, is_rolled_back=False)
         if request.is_immediate or answer.sanitize is None or command.context.is_aborted:
             self._commands.proceed(command, request.finish(_outcome(answer)))
             return

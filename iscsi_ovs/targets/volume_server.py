@@ -156,7 +156,7 @@ class VolumeServer:
             if self._snapshots.is_wanted(event.info.name):
                 disks.serve(event.info)
         elif isinstance(event, control.VolumeResized | control.VolumeChanged):
-            disks.resized(event.info)
+            disks.changed(event.info, is_rolled_back=isinstance(event, control.VolumeChanged))
             self._sanitizing.changed(event.info)
         elif isinstance(event, control.RecordChanged):
             self._records.changed(event)
@@ -168,6 +168,6 @@ class VolumeServer:
                 self._snapshots.gone_with(event.name)
             elif disk is not None:
                 holders = [holding.member for holding in disk.holdings]
-                self._members.drop(holders, "its volume is being removed", lambda: service.ack(event))
+                self._members.drop_by_force(holders, "its volume is to be let go", lambda: service.ack(event))
                 return
         service.ack(event)

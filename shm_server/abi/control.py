@@ -201,11 +201,12 @@ class RemoveSnapshot(Message, frozen=True):
 
 class RollBack(Message, frozen=True):
     """The volume is what the snapshot is, its size too; later snapshots go. EBUSY: somebody holds the volume, or one
-    of them; ENOTEMPTY: clones stand on one of them."""
+    of them; ENOTEMPTY: clones stand on one of them. ``force``: as in Remove."""
 
     id: int
     name: str
     snapshot: str
+    force: bool = False
 
 
 class Clone(Message, frozen=True):
@@ -474,7 +475,7 @@ class RecordChanged(Message, frozen=True):
 
 
 class ReleaseRequested(Message, frozen=True):
-    """Somebody removes the volume by force: close your handles on it, then Ack."""
+    """Somebody removes the volume by force, or rolls it back: close your handles on it, then Ack."""
 
     sequence: int
     name: str

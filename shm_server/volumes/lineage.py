@@ -12,7 +12,6 @@ that forgets them (it is "garbage" until then), so a crash leaves no file that n
 from __future__ import annotations
 
 import errno
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -139,11 +138,10 @@ class Lineage:
         return Snapshot(*rows[0])
 
     def later_snapshots(self, uuid: str, name: str) -> list[Snapshot]:
-        """Those that a rollback to this one drops. ENOENT."""
-        stays = self.snapshot(uuid, name).layer
-        query = f"{_CHAIN} SELECT {_SNAPSHOT} FROM chain JOIN snapshots ON layer = number ORDER BY depth"
-        found = (Snapshot(*row) for row in self._catalog.select(query, (uuid,)))
-        return list(itertools.takewhile(lambda snapshot: snapshot.layer != stays, found))
+        """Those that a rollback to this one drops. ENOENT; ENOTEMPTY: clones stand on them."""
+        with self._catalog.transaction() as execute:
+            layers = _later(execute, uuid, name)
+            return [snapshot for snapshot in _snapshots(execute, uuid) if snapshot.layer in layers]
 
     def make_template(self, uuid: str) -> None:
         """All below the top is durable, and what the volume is for ever; its snapshots go. ENOTEMPTY: clones stand on
@@ -210,13 +208,7 @@ class Lineage:
             (size_bytes,) = execute(
                 "SELECT size_bytes FROM snapshots WHERE uuid = ? AND name = ?", (uuid, name)
             ).fetchone()
-            chain = [row[0] for row in execute(f"{_CHAIN} SELECT number FROM chain ORDER BY depth", (uuid,))]
-            going = chain[: chain.index(stays)]
-            for number in going:
-                query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
-                if (count := execute(query, (number, uuid)).fetchone()[0]) > 0:
-                    raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots later than {name}")
-            for number in going:
+            for number in _later(execute, uuid, name):
                 forget_snapshots(execute, "layer = ?", (number,))
                 execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (number,))
             _stand(execute, layer, stays)
@@ -376,6 +368,22 @@ def _layer_of_template(execute: Callable[..., Any], uuid: str) -> int:
     if not is_template:
         raise OSError(errno.EINVAL, f"volume {name} is no template: one of its snapshots can be cloned")
     return int(parent)
+
+
+def _snapshots(execute: Callable[..., Any], uuid: str) -> list[Snapshot]:
+    return [Snapshot(*row) for row in execute(f"SELECT {_SNAPSHOT} FROM snapshots WHERE uuid = ?", (uuid,))]
+
+
+def _later(execute: Callable[..., Any], uuid: str, name: str) -> set[int]:
+    """The layers above a snapshot's, up to the top. ENOENT; ENOTEMPTY: clones stand on one of them."""
+    stays = _layer_of_snapshot(execute, uuid, name)
+    chain = [row[0] for row in execute(f"{_CHAIN} SELECT number FROM chain ORDER BY depth", (uuid,))]
+    going = chain[: chain.index(stays)]
+    for number in going:
+        query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
+        if (count := execute(query, (number, uuid)).fetchone()[0]) > 0:
+            raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots later than {name}")
+    return set(going)
 
 
 def _layer_of_snapshot(execute: Callable[..., Any], uuid: str, name: str) -> int:

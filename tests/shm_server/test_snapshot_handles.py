@@ -220,6 +220,39 @@ def test_no_operation_writes(start_server: Callable[..., ServerProcess], connect
     assert snapshot.info.uuid != writer.info.uuid
 
 
+def test_a_rollback_by_force(start_server: Callable[..., ServerProcess], connect: Connect) -> None:
+    """Whoever writes the volume, or reads a snapshot that goes, is asked to let go, and waited for; where clones stand
+    on one nobody is asked."""
+    server = start_server()
+    client, other = connect(server), connect(server)
+    client.create("demo", SIZE)
+    client.attach()
+    opened = {"demo": client.open()}
+    client.write(0, b"then" * 1024)
+    for name in ("a", "b"):
+        client.call(control.CreateSnapshot(client.id(), "demo", name))
+    client.write(0, b"now!" * 1024)
+    opened["demo@b"] = client.open("demo@b", "r")
+    client.open("demo@a", "r")  # which stays
+    client.call(control.Clone(client.id(), "demo", "b", "clone"))
+    with raises(errno.ENOTEMPTY):
+        other.call(control.RollBack(other.id(), "demo", "a", force=True))
+    client.call(control.Remove(client.id(), "clone"))
+    assert not client.events
+    request = control.RollBack(other.id(), "demo", "a", force=True)
+    other.send(request)
+    for event in [client.event(), client.event()]:
+        assert isinstance(event, control.ReleaseRequested)
+        client.close_handle(opened.pop(event.name).handle)
+        client.send(control.Ack(event.sequence))
+    reply = other.reply(request.id)
+    assert isinstance(reply, control.Volume)
+    assert not opened
+    assert client.read(0, 4096) == b"then" * 1024
+    client.open()
+    assert client.read(0, 4096) == b"then" * 1024
+
+
 def test_force_asks_readers_too(start_server: Callable[..., ServerProcess], connect: Connect) -> None:
     """Removing a volume by force asks who reads a snapshot of it to let go, and waits for that."""
     server = start_server()
