@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 # The environment is ready when a stamp of *this* pyproject.toml lies in it: the stamp is written last,
 # because a `python3 -m venv` that failed half way leaves a python behind that looks like success.
-.PHONY: env serve test lint bench bench-iscsi bench-snapshots bench-long conformance soak traces packages-test packages-bench clean
+.PHONY: env serve test lint bench bench-iscsi bench-snapshots bench-interfaces bench-long conformance soak traces packages-test packages-bench clean
 .DEFAULT_GOAL := test
 
 env:
@@ -48,6 +48,10 @@ bench-iscsi: env packages-bench
 
 bench-snapshots: env packages-bench
 	$(BIN)/python -m benchmarks.bench_snapshots $(ARGS)
+
+# The same volume through FUSE, vhost-user, iSCSI and the client library, beside QEMU's interfaces in C. Guests need root.
+bench-interfaces: env packages-bench
+	$(BIN)/python -m benchmarks.bench_interfaces $(ARGS)
 
 # What one session waits while another unmaps, formats or sanitizes 1 TiB.
 bench-long: env

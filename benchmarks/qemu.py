@@ -24,7 +24,7 @@ from tests.interop.serving import environment
 from tests.tools import require_tool
 
 IMAGE = "image"
-STRIDE = 12_347  # blocks from one to the next; a prime, so it divides no image of another number of blocks
+STRIDE = 1_237  # blocks from one to the next; a prime, so it divides no image of another number of blocks
 
 
 def bench_command(url: str, shape: Shape, count: int, *, is_random: bool) -> list[str]:

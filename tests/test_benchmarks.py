@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
-from benchmarks import bench_core, bench_snapshots, pasts
-from tests.tools import require_tool
+from benchmarks import bench_core, bench_interfaces, bench_snapshots, fio, pasts
+from benchmarks.load import Moved, Shape
+from tests.tools import require_fuse, require_tool
 
 
 def test_bench_core_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +39,30 @@ def test_a_scattered_past_is_scattered() -> None:
     assert len(plan) == 300
     assert sorted(when) == list(range(1000))
     assert sum(when[page] == when[page + 1] for page in range(999)) < 20
+
+
+def test_bench_interfaces_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One shape by every way from the host (guests take seconds to boot, and have tests of their own)."""
+    require_fuse()
+    for program, package in (("fio", "fio"), ("qemu-img", "qemu-utils"), ("qemu-storage-daemon", "qemu-system-common")):
+        require_tool(program, package)
+    monkeypatch.setattr(bench_interfaces, "SHAPES", bench_interfaces.SHAPES[:1])
+    tiny = ["--rounds", "1", "--seconds", "0.02", "--size", "4"]
+    monkeypatch.setattr(sys, "argv", ["bench_interfaces", "--only", "host", *tiny])
+    assert bench_interfaces.main() == 0
+    said = capsys.readouterr().out
+    assert all(title in said for title in (*bench_interfaces.HOST_WAYS, "(c) to (b)"))
+
+
+def test_what_fio_says() -> None:
+    """Warnings stand before the JSON; nothing moved is an error."""
+    shape = Shape("read", 4096, 1)
+    job = {"error": 0, "read": {"total_ios": 50, "runtime": 250}}
+    assert fio.parse("note: x\n" + json.dumps({"jobs": [job]}), shape) == Moved(50, 0.25)
+    for wrong in (
+        "killed",
+        json.dumps({"jobs": [job | {"error": 5}]}),
+        json.dumps({"jobs": [{"error": 0, "read": {"total_ios": 0}}]}),
+    ):
+        with pytest.raises(fio.FioError):
+            fio.parse(wrong, shape)

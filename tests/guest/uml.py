@@ -163,6 +163,12 @@ class Guest:
         self._process: subprocess.Popen[bytes] | None = None
         self._console: Console | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, whose number its process group has."""
+        assert self._process is not None
+        return self._process.pid
+
     def run(self, script: str, timeout_s: float = 60.0) -> GuestResult:
         """Boots, runs the script (`set -euo pipefail`, root) and powers off."""
         self.start(script)
