@@ -168,6 +168,11 @@ class Context:
         """Grow a volume (ovs_truncate_volume). ENOENT; EPERM: smaller than it is; EFBIG: over max_volume_size."""
         return self._call(control.Resize(0, name, size), control.Volume).info
 
+    def rename(self, name: str, new_name: str) -> VolumeStat:
+        """Give a volume another name (beyond the C API); all else of it stays, its UUID, snapshots and records. ENOENT;
+        EEXIST; EINVAL; EBUSY: somebody has it open to write."""
+        return self._call(control.Rename(0, name, new_name), control.Volume).info
+
     def sanitize_volume(
         self,
         name: str,

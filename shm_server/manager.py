@@ -92,7 +92,7 @@ class Manager:
         self._failed: set[str] = set()
         for record in catalog.unfinished():
             log.warning("volume %s was half created or half removed when the server died: removing it", record.name)
-            stores.remove(record.name)
+            stores.remove(record.files)
             self._forget(record)
         self.lineage.recover()
         self._records = {record.name: record for record in catalog.load()}
@@ -130,7 +130,7 @@ class Manager:
         held = self._open.get(name)
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
         order = self.sanitizing.get(name)
-        allocated = self._stores.allocated_bytes(name, self.layers.get(name, ()))
+        allocated = self._stores.allocated_bytes(record.files, self.layers.get(name, ()))
         return VolumeInfo(
             name=name,
             uuid=record.uuid,
@@ -164,14 +164,13 @@ class Manager:
 
     async def add(self, name: str, size_bytes: int, make: Callable[[Record], None]) -> VolumeInfo:
         """A new volume that ``make`` makes, on a thread. EEXIST, EINVAL (name), ENOSPC."""
-        if not _NAME.fullmatch(name):
-            raise OSError(errno.EINVAL, f"{name!r} is no volume name: {names.VOLUME_RULE}")
+        self.check_name(name)
         async with self.locked(name):
             if name in self._records:
                 raise OSError(errno.EEXIST, f"volume {name} exists")
             if len(self._records) >= MAX_VOLUMES:
                 raise OSError(errno.ENOSPC, f"the pool has {MAX_VOLUMES} volumes, which is the most it can have")
-            record = Record(name, secrets.token_hex(16), size_bytes, 1)
+            record = Record(name, uuid := secrets.token_hex(16), size_bytes, 1, stem=self._free_stem(name, uuid))
             await self.on_thread(lambda: make(record))
             self.change_record(record)
             info = self.stat(name)
@@ -182,7 +181,7 @@ class Manager:
     def _create(self, record: Record) -> None:
         self._catalog.begin_create(record)
         try:
-            self._stores.create(record.name, record.size_bytes)
+            self._stores.create(record.files, record.size_bytes)
         except OSError:
             self._catalog.forget(record.name)
             raise
@@ -209,7 +208,7 @@ class Manager:
     def _remove(self, record: Record) -> None:
         self._catalog.begin_remove(record.name)
         try:
-            self._stores.remove(record.name)
+            self._stores.remove(record.files)
         except OSError:
             self._catalog.finish_create(record.name)  # it stays, and is used: the next start must not remove it
             raise
@@ -390,7 +389,46 @@ class Manager:
             sealed = self.lineage.snapshot_chain(self.record(volume).uuid, snapshot)
             return self._stores.open_sealed(record.name, sealed)
         chain = self.lineage.chain(record.uuid) if self._stores.can_layer else ()
-        return self._stores.open(record.name, record.size_bytes, record.uuid, chain)
+        return self._stores.open(record.files, record.size_bytes, record.uuid, chain)
+
+    # For renaming.py ------------------------------------------------------------------------------------------------
+
+    def check_name(self, name: str) -> None:
+        """EINVAL."""
+        if not _NAME.fullmatch(name):
+            raise OSError(errno.EINVAL, f"{name!r} is no volume name: {names.VOLUME_RULE}")
+
+    def _free_stem(self, name: str, uuid: str) -> str | None:
+        """For the files of a new volume: another one that was called so has perhaps kept its own. No volume's name has
+        a "~"."""
+        return f"{name}~{uuid[:8]}" if any(record.files == name for record in self._records.values()) else None
+
+    def has(self, name: str) -> bool:
+        return name in self._records
+
+    async def check_unwritten(self, name: str) -> None:
+        """For who has the volume's lock: EBUSY where somebody has it open to write. Who has gone is waited for."""
+        await self._until(partial(self._has_no_dying, name), name, None)
+        if writers := self.writers(name):
+            raise self._busy(name, writers[0])
+
+    async def take_name(self, name: str, renamed: Record) -> None:
+        """For who has the locks of both names: ``renamed`` is what the volume is now."""
+        if (closing := self._closing.pop(name, None)) is not None:
+            await closing
+        await self.on_thread(lambda: self._catalog.rename(renamed))
+        del self._records[name]
+        self.change_record(renamed)
+        if name in self.layers:
+            self.layers[renamed.name] = self.layers.pop(name)
+        for old in [name, *self.open_snapshots(name)]:
+            new = renamed.name + old.removeprefix(name)
+            if old in self._failed:
+                self._failed.discard(old)
+                self._failed.add(new)
+            if (held := self._open.pop(old, None)) is not None:
+                held.volume.name = new
+                self._open[new] = held
 
     # For snapshots.py -----------------------------------------------------------------------------------------------
 

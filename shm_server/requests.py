@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from shm_server.abi import control, layout, segment
+from shm_server.abi import control, layout, names, segment
 from shm_server.changes import ChangeLists
 from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.progress import Progress
+from shm_server.renaming import rename
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.scrubbing import Scrubber
@@ -83,6 +84,7 @@ class Requests:
             control.Create: self._create,
             control.Remove: self._remove,
             control.Resize: self._resize,
+            control.Rename: self._rename,
             control.Stat: self._stat,
             control.GetRecord: self._get_record,
             control.PutRecord: self._put_record,
@@ -250,6 +252,12 @@ class Requests:
     async def _resize(self, client: Client, request: control.Resize) -> control.Reply:
         return control.Volume(request.id, await self.manager.resize(request.name, request.size_bytes, client))
 
+    async def _rename(self, client: Client, request: control.Rename) -> control.Reply:
+        info = await rename(self.manager, request.name, request.new_name)
+        if request.name != request.new_name:
+            self._volume_renamed(request.name, info)
+        return control.Volume(request.id, info)
+
     async def _stat(self, client: Client, request: control.Stat) -> control.Reply:
         return control.Volume(request.id, await self.manager.look(request.name))
 
@@ -338,6 +346,13 @@ class Requests:
     def volume_created(self, info: control.VolumeInfo) -> None:
         self.exports.volume_created(info.name)
         self._tell((client for client in self._host.clients() if client.is_subscribed), control.VolumeCreated, info)
+
+    def _volume_renamed(self, old_name: str, info: control.VolumeInfo) -> None:
+        self.exports.volume_created(info.name)
+        holders = [handle for handle in self.manager.handles() if names.split(handle.volume.name)[0] == info.name]
+        for client in list(self._host.clients()):
+            if client.is_subscribed or any(handle in holders for handle in client.handles()):
+                self._event(client, lambda sequence: control.VolumeRenamed(sequence, old_name, info))
 
     def volume_removed(self, name: str, uuid: str) -> None:
         for client in list(self._host.clients()):

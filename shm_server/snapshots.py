@@ -210,7 +210,7 @@ class Snapshots:
 
         def put_on_top() -> list[LayerFile]:
             layer = self._create_layer(record.uuid, record.size_bytes)
-            base = self._stores.base_name(record.name)
+            base = self._stores.base_name(record.files)
             self._or_discard(layer, lambda: self._lineage.push(record.uuid, layer, base))
             return self._lineage.chain(record.uuid)
 

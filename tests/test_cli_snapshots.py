@@ -248,6 +248,33 @@ def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) ->
         assert disk.command(bytes((0x2A, *bytes(7), 1, 0)), write=bytes(512)).sense[2] == DATA_PROTECT
 
 
+def test_another_name_is_another_target(serve: Serve, context: Context, name: str) -> None:
+    """The disk under the new name is the same one, by its serial number; the old name is none any more. Not while an
+    initiator is logged in."""
+
+    def volume(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("volume", command, "--state-dir", serve.state_dir, *arguments)
+
+    with session(serve, name) as disk:
+        serial = do(disk, INQUIRY_80, read=255)
+        write_block(disk, 3, b"mine")
+        said = volume("rename", name, f"{name}.b")
+        assert (said.returncode, "is held by iscsi target" in said.stderr) == (BUSY, True), said.stderr
+        disk.logout()
+    made = volume("rename", name, f"{name}.b")
+    assert (made.returncode, made.stdout, made.stderr) == (DONE, "", "")
+    with session(serve, f"{name}.b") as disk:
+        assert do(disk, INQUIRY_80, read=255) == serial
+        assert read_block(disk, 3) == b"mine"
+    assert volume("show", name).returncode == NOT_FOUND
+    context.create_volume(name, 1 << 20)
+    with session(serve, name) as disk:
+        assert do(disk, INQUIRY_80, read=255) != serial
+        assert read_block(disk, 3) == bytes(512)
+    assert volume("rename", name, f"{name}.b").returncode == BUSY
+    assert volume("rename", name, "Not.a.name").returncode == FAILED
+
+
 DATA_PROTECT = 0x7
 INQUIRY_80 = bytes((0x12, 1, 0x80, 0, 255, 0))
 TEST_UNIT_READY = bytes(6)

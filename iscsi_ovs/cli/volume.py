@@ -102,6 +102,16 @@ def volume_show(name: str, output: str, state_dir: Path | None) -> None:
         )
 
 
+@volume.command("rename")
+@click.argument("name")
+@click.argument("new")
+@shared.state_dir_option
+def volume_rename(name: str, new: str, state_dir: Path | None) -> None:
+    """Call the volume NAME henceforth NEW. Nobody may have it open to write."""
+    with shared.context(state_dir) as context:
+        context.rename(name, new)
+
+
 @volume.command("resize")
 @click.argument("name")
 @click.argument("size")

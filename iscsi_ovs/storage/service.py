@@ -286,7 +286,7 @@ class Service:
             self._link.acknowledge(event)
 
     def _event(self, event: control.Event) -> None:
-        if isinstance(event, control.VolumeResized | control.VolumeChanged):
+        if isinstance(event, control.VolumeResized | control.VolumeChanged | control.VolumeRenamed):
             for device in self._devices.values():
                 if device.info.uuid == event.info.uuid:
                     device.update(event.info)

@@ -84,9 +84,11 @@ class Disks:
 
     def serve(self, info: control.VolumeInfo) -> None:
         """A volume is there (or still there)."""
-        if info.uuid in self._by_uuid:
-            self.changed(info, is_rolled_back=True)  # for all we know, if we were away
-            return
+        if (known := self._by_uuid.get(info.uuid)) is not None:
+            if known.name == info.name:
+                self.changed(info, is_rolled_back=True)  # for all we know, if we were away
+                return
+            self.withdraw(known, f"it is called {info.name} now")
         namesake = self.named(info.name)
         if namesake is not None:
             self.withdraw(namesake, "another volume has its name now")

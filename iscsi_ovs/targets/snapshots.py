@@ -66,11 +66,18 @@ class Snapshots:
             self._disks.serve(answer)
         done()
 
-    def gone_with(self, volume: str) -> None:
+    def gone_with(self, volume: str, reason: str = "its volume was removed") -> None:
         """A volume was removed, and every snapshot with it."""
         for disk in self._disks:
             if names.is_snapshot(disk.name) and names.split(disk.name)[0] == volume:
-                self._disks.withdraw(disk, "its volume was removed")
+                self._disks.withdraw(disk, reason)
+
+    def renamed(self, old_name: str, name: str) -> None:
+        """A volume has another name, and so have its snapshots."""
+        self.gone_with(old_name, f"its volume is called {name} now")
+        for wanted in sorted(self._wanted):
+            if names.split(wanted)[0] == name:
+                self._ask(wanted, _nothing)
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ from iscsi_ovs.targets.members import Members
 from iscsi_ovs.targets.records import Records
 from iscsi_ovs.targets.sanitizing import Sanitizing
 from iscsi_ovs.targets.snapshots import Snapshots
-from shm_server.abi import control
+from shm_server.abi import control, names
 
 logger = logging.getLogger("iscsi_ovs.target")
 
@@ -113,7 +113,7 @@ class VolumeServer:
         disks.limit_transfers()
         known = {info.uuid for info in infos}
         for disk in disks:
-            if disk.info.uuid not in known and not disk.info.is_read_only:
+            if disk.info.uuid not in known and not names.is_snapshot(disk.name):
                 disks.withdraw(disk, "its volume is not there any more")
         for info in infos:
             disks.serve(info)
@@ -158,6 +158,9 @@ class VolumeServer:
         elif isinstance(event, control.VolumeResized | control.VolumeChanged):
             disks.changed(event.info, is_rolled_back=isinstance(event, control.VolumeChanged))
             self._sanitizing.changed(event.info)
+        elif isinstance(event, control.VolumeRenamed):
+            disks.serve(event.info)
+            self._snapshots.renamed(event.old_name, event.info.name)
         elif isinstance(event, control.RecordChanged):
             self._records.changed(event)
         elif isinstance(event, (control.VolumeRemoved, control.ReleaseRequested)):

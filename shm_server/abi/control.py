@@ -91,6 +91,14 @@ class Resize(Message, frozen=True):
     size_bytes: int
 
 
+class Rename(Message, frozen=True):
+    """Another name; all else of the volume stays. EEXIST; EINVAL; EBUSY: somebody has it open to write."""
+
+    id: int
+    name: str
+    new_name: str
+
+
 class Stat(Message, frozen=True):
     """Of a volume, or of a snapshot: VOLUME@SNAPSHOT."""
 
@@ -360,7 +368,7 @@ class Opened(Message, frozen=True):
 
 
 class Volume(Message, frozen=True):
-    """Reply to Create, Resize, Stat, Sanitize, RollBack, Clone, MakeTemplate."""
+    """Reply to Create, Resize, Rename, Stat, Sanitize, RollBack, Clone, MakeTemplate."""
 
     id: int
     info: VolumeInfo
@@ -448,6 +456,14 @@ class VolumeRemoved(Message, frozen=True):
     uuid: str
 
 
+class VolumeRenamed(Message, frozen=True):
+    """Its snapshots are called after it, so they have other names, too."""
+
+    sequence: int
+    old_name: str
+    info: VolumeInfo
+
+
 class VolumeResized(Message, frozen=True):
     """The store has grown and is durable. Whoever asked for the growth waits for our Ack (bounded)."""
 
@@ -500,6 +516,7 @@ Request: TypeAlias = (
     | Create
     | Remove
     | Resize
+    | Rename
     | Stat
     | GetRecord
     | PutRecord
@@ -522,7 +539,14 @@ Request: TypeAlias = (
     | Ack
 )
 Event: TypeAlias = (
-    VolumeCreated | VolumeRemoved | VolumeResized | VolumeChanged | RecordChanged | ReleaseRequested | Progressed
+    VolumeCreated
+    | VolumeRemoved
+    | VolumeRenamed
+    | VolumeResized
+    | VolumeChanged
+    | RecordChanged
+    | ReleaseRequested
+    | Progressed
 )
 Reply: TypeAlias = (
     Welcome

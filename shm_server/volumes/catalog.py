@@ -84,6 +84,7 @@ CREATE INDEX snapshots_by_identity ON snapshots (identity);
 ALTER TABLE snapshots ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE snapshots ADD COLUMN metadata BLOB NOT NULL DEFAULT x'';
 ALTER TABLE volumes ADD COLUMN is_template INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE volumes ADD COLUMN stem TEXT;
 """
 # What each format brought.
 _ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _LIFE_SCHEMA}
@@ -98,6 +99,12 @@ class Record:
     size_bytes: int
     generation: int
     is_template: bool = False
+    stem: str | None = None  # of its files' names, where that is not its name
+
+    @property
+    def files(self) -> str:
+        """What the names of its files begin with."""
+        return self.stem or self.name
 
 
 class Versioned(NamedTuple):
@@ -173,12 +180,12 @@ class Catalog:
 
     def _select(self, state: str) -> list[Record]:
         rows = self._database.execute(
-            "SELECT name, uuid, size_bytes, generation, is_template FROM volumes WHERE state = ? ORDER BY name",
+            "SELECT name, uuid, size_bytes, generation, is_template, stem FROM volumes WHERE state = ? ORDER BY name",
             (state,),
         )
         return [
-            Record(name, uuid, size, generation, bool(is_template))
-            for name, uuid, size, generation, is_template in rows
+            Record(name, uuid, size, generation, bool(is_template), stem)
+            for name, uuid, size, generation, is_template, stem in rows
         ]
 
     def begin_create(self, record: Record) -> None:
@@ -221,7 +228,11 @@ class Catalog:
     def resize(self, name: str, size_bytes: int, generation: int) -> None:
         self._change("UPDATE volumes SET size_bytes = ?, generation = ? WHERE name = ?", (size_bytes, generation, name))
 
-    def _change(self, statement: str, values: tuple[str | int | bytes, ...]) -> None:
+    def rename(self, record: Record) -> None:
+        """The volume with this UUID has this name now, and its files have this stem."""
+        self._change("UPDATE volumes SET name = ?, stem = ? WHERE uuid = ?", (record.name, record.stem, record.uuid))
+
+    def _change(self, statement: str, values: tuple[str | int | bytes | None, ...]) -> None:
         with self.transaction() as execute:
             execute(statement, values)
 
@@ -327,8 +338,8 @@ def forget_snapshots(execute: Callable[..., sqlite3.Cursor], where: str, values:
 
 def enter(execute: Callable[..., sqlite3.Cursor], record: Record, state: str) -> None:
     """A volume that is new, in a transaction."""
-    query = "INSERT INTO volumes (name, uuid, size_bytes, generation, is_template, state) VALUES (?, ?, ?, ?, ?, ?)"
-    execute(query, (*astuple(record), state))
+    columns = "name, uuid, size_bytes, generation, is_template, stem, state"
+    execute(f"INSERT INTO volumes ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*astuple(record), state))
 
 
 def _cut(patterns: bytes, passes: int) -> tuple[bytes, ...]:

@@ -84,6 +84,7 @@ def test_sanitize_operations_are_kept_until_they_end(tmp_path: Path) -> None:
 LAYERS = ["layers", "tops", "snapshots"]
 NEW_COLUMNS = [  # of format 5
     ("volumes", "is_template"),
+    ("volumes", "stem"),
     ("snapshots", "identity"),
     ("snapshots", "labels"),
     ("snapshots", "metadata"),

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from shm_server.renaming import rename
 from shm_server.stores import maplog
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
 from tests.shm_server.pool import Pool
@@ -66,6 +67,9 @@ class Machine(RuleBasedStateMachine):
             self.pool.let_go(handle)
         self.pool.close()
         shutil.rmtree(self.directory)
+
+    def new_name(self) -> str:
+        return next(name for number in self.numbers if (name := f"v{number}") not in self.models)
 
     def pick(self, data: Any) -> str:
         return str(data.draw(st.sampled_from(sorted(self.models)), label="volume"))
@@ -180,7 +184,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def clone(self, data: Any) -> None:
         name, snapshot = self.pick_snapshot(data)
-        new = f"v{next(self.numbers)}"
+        new = self.new_name()
         self.pool.run(self.pool.snapshots.clone(name, snapshot, new))
         self.models[new] = _Model(bytearray(self.models[name].snapshots[snapshot]))
         self.models[name].children.setdefault(snapshot, []).append(new)
@@ -214,7 +218,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def clone_template(self, data: Any) -> None:
         names = [name for name, model in sorted(self.models.items()) if model.is_template]
-        name, new = data.draw(st.sampled_from(names), label="template"), f"v{next(self.numbers)}"
+        name, new = data.draw(st.sampled_from(names), label="template"), self.new_name()
         self.pool.run(self.pool.snapshots.clone(name, "", new))
         self.models[new] = _Model(bytearray(self.models[name].content))
         self.models[name].children.setdefault("", []).append(new)
@@ -237,6 +241,25 @@ class Machine(RuleBasedStateMachine):
             for clones in model.children.values():
                 if name in clones:
                     clones.remove(name)
+
+    @rule(data=st.data(), is_old_name=st.booleans())
+    def rename(self, data: Any, is_old_name: bool) -> None:
+        """To a name that was there before, as often as not."""
+        name = self.pick(data)
+        used = [f"v{number}" for number in range(9) if f"v{number}" not in self.models]
+        new = data.draw(st.sampled_from(used), label="new") if is_old_name and used else self.new_name()
+        if name in self.held and not self.models[name].is_template:
+            with pytest.raises(OSError) as caught:
+                self.pool.run(rename(self.pool.manager, name, new))
+            assert caught.value.errno == errno.EBUSY
+            self.let_go(name)
+        self.pool.run(rename(self.pool.manager, name, new))
+        if name in self.held:
+            self.held[new] = self.held.pop(name)
+        self.models[new] = self.models.pop(name)
+        for model in self.models.values():
+            for clones in model.children.values():
+                clones[:] = [new if each == name else each for each in clones]
 
     @rule(data=st.data(), pages=st.integers(1, 8))
     def grow(self, data: Any, pages: int) -> None:
