@@ -1,0 +1,59 @@
+"""Commands of the README and of docs/VOLUMES.md work as they stand there, one behind the other.
+
+The journey of docs/VOLUMES.md needs a Linux initiator: tests/guest/test_journey.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documents import commands
+from tests.interop.serving import Serve, environment
+from tests.tools import require_tool
+
+ROOT = Path(__file__).parents[1]
+# What is typed at another terminal, or is about another page.
+ELSEWHERE = ("serve", "reload", "mount", "unmount")
+
+
+@pytest.fixture
+def terminal(short_dir: Path) -> Path:
+    """A directory with the command `iscsi-ovs`, which finds a running instance without being told where."""
+    (short_dir / ".venv" / "bin").mkdir(parents=True)
+    command = short_dir / ".venv" / "bin" / "iscsi-ovs"
+    command.write_text(
+        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m iscsi_ovs "$@" --state-dir {short_dir}/s\n'
+    )
+    command.chmod(0o755)
+    return short_dir
+
+
+@pytest.mark.parametrize(
+    ("document", "headings"),
+    [
+        ("README.md", ["Volumes of a running server"]),
+        ("docs/VOLUMES.md", ["Snapshots and clones", "Images", "Differences: a copy elsewhere that is kept up"]),
+    ],
+)
+def test_typed(terminal: Path, document: str, headings: list[str]) -> None:
+    """Every command of the sections ends well, in their order."""
+    require_tool("qemu-img", "qemu-utils")
+    lines = [line for heading in headings for line in commands(ROOT / document, heading)]
+    assert len(lines) > 8, "the document is read as it is meant"
+    path = f"{terminal / '.venv' / 'bin'}:{os.environ['PATH']}"
+    with Serve(terminal / "s", {"other": "64M"}) as serve:
+        for line in lines:
+            if line.partition("iscsi-ovs ")[2].split(" ")[0] in ELSEWHERE:
+                continue
+            ran = subprocess.run(
+                ["sh", "-c", line],
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+                cwd=terminal, env={**environment(), "PATH": path},
+            )  # fmt: skip
+            assert ran.returncode == 0, f"{document}: {line}\n{ran.stdout}{ran.stderr}\n{serve.log_tail()}"
+        assert serve.stop() == 0
