@@ -135,8 +135,13 @@ class BlockDevice:
 
     def start(self, chain: Chain) -> None:
         """Do it, or begin to."""
-        kind, _, sector = HEADER.unpack(_cut_front(chain.readable, HEADER.size))
-        status_at = _cut_last(chain.writable)
+        readable, writable = chain.readable, chain.writable
+        if readable and readable[0][2] == HEADER.size:
+            region, start, _ = readable.pop(0)
+            kind, _, sector = region.unpack(HEADER, start)
+        else:
+            kind, _, sector = HEADER.unpack(_cut_front(readable, HEADER.size))
+        status_at = writable.pop() if writable and writable[-1][2] == 1 else _cut_last(writable)
         if kind <= T_OUT and self._do_now(chain, kind, sector * SECTOR_BYTES, status_at):
             return
         perform = self._kinds.get(kind)
@@ -155,17 +160,17 @@ class BlockDevice:
             pieces, now = chain.writable, handle.read_now
         else:
             pieces, now = chain.readable, None if self._is_durable else handle.write_now
-        views = [region.view[start : start + length] for region, start, length in pieces]
-        length = sum(map(len, views))
+        length = sum([piece[2] for piece in pieces])
         if (
             now is None
             or not length
             or length > STEP_BYTES
             or length % SECTOR_BYTES
             or offset + length > self._volume.size_bytes
-            or len(views) > MAX_CHAIN
+            or len(pieces) > MAX_CHAIN
         ):
             return False
+        views = [region.view[start : start + size] for region, start, size in pieces]
         try:
             done = now(views, offset)
         except OSError as error:

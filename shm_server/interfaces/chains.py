@@ -36,23 +36,28 @@ class Chain:
 
     def add(self, memory: GuestMemory, address: int, length: int, flags: int) -> None:
         """The next buffer."""
-        pieces = memory.pieces(address, length)
         if flags & WRITE:
-            self.writable += pieces
+            self.writable += memory.pieces(address, length)
         elif self.writable:
             raise ProtocolError("a descriptor to be read behind one to be written")
         else:
-            self.readable += pieces
+            self.readable += memory.pieces(address, length)
 
 
-def indirect_table(memory: GuestMemory, address: int, length: int, flags: int, *, is_allowed: bool) -> bytes:
-    """A copy of the table that an indirect descriptor with these flags names."""
+def indirect_table(
+    memory: GuestMemory, address: int, length: int, flags: int, *, is_allowed: bool
+) -> tuple[memoryview | bytes, int]:
+    """The table that an indirect descriptor with these flags names: something to unpack from, and where it begins."""
     # "A driver MUST NOT set both VIRTQ_DESC_F_INDIRECT and VIRTQ_DESC_F_NEXT"; nor nest them.
     if not is_allowed or flags & NEXT:
         raise ProtocolError(f"an indirect descriptor with flags {flags:#x} where none may be")
     if length % DESCRIPTOR_BYTES or not 0 < length <= DESCRIPTOR_BYTES * MAX_CHAIN:
         raise ProtocolError(f"an indirect table of {length} bytes")
-    return b"".join([region.read(start, size) for region, start, size in memory.pieces(address, length)])
+    pieces = memory.pieces(address, length)
+    if len(pieces) == 1:
+        region, start, _ = pieces[0]
+        return region.look(start, length)
+    return b"".join([region.read(start, size) for region, start, size in pieces]), 0
 
 
 TABLE = struct.Struct("<QIHH")  # address, length; then flags and next (split), or ID and flags (packed)

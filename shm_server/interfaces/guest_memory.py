@@ -1,10 +1,10 @@
 """Guest memory: the regions that a front end shares, each a file of its, mapped; addresses in, places in them out.
 
-It is touched by system calls only: rings and headers by pread and pwrite on the region's file (huge pages have no
-write(2): words.write), data as slices of the mapping that go straight to the store's preadv and pwritev. So a VMM that
-shrinks the file is an error, and no SIGBUS of the server's. What may be a region is checked here, once: a file in
-memory (memfd, tmpfs, hugetlbfs) that is long enough, and of another user's only one that is sealed against shrinking;
-no overlap, no overflow.
+Data is touched by system calls only: slices of the mapping go straight to the store's preadv and pwritev. Rings and
+headers are loads and stores where the file is a memfd that is sealed against shrinking, as QEMU's are; else they are
+pread and pwrite on that file (huge pages have no write(2): words.write). So a VMM that shrinks the file is an error,
+and no SIGBUS of the server's. What may be a region is checked here, once: a file in memory (memfd, tmpfs, hugetlbfs)
+that is long enough, and of another user's only one that is sealed; no overlap, no overflow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import fcntl
 import mmap
 import os
 import stat
+import struct
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from shm_server.interfaces import words
 from shm_server.interfaces.messages import ProtocolError, RegionPlace
@@ -28,13 +32,19 @@ _HUGETLBFS_MAGIC = 0x958458F6
 class Region:
     """One region. Owns ``fd``."""
 
-    __slots__ = ("_is_huge", "_mapping", "_shift", "address", "fd", "guest_end", "place", "view")
+    __slots__ = (
+        "_is_huge", "_mapping", "_shift", "address", "can_load", "fd", "guest_end", "guest_start", "place", "size",
+        "view",
+    )  # fmt: skip
 
     def __init__(self, place: RegionPlace, fd: int) -> None:
         self.place = place
-        self.guest_end = place.guest_address + place.size_bytes
+        self.guest_start = place.guest_address
+        self.size = place.size_bytes
+        self.guest_end = self.guest_start + self.size
         self.fd = fd
         self._is_huge = linux.filesystem_magic(fd) == _HUGETLBFS_MAGIC
+        self.can_load = not self._is_huge and _is_sealed(fd) and not _is_overcommit_strict()
         page = os.fstat(fd).st_blksize if self._is_huge else mmap.ALLOCATIONGRANULARITY
         begin, length = whole_pages(place.file_offset, place.size_bytes, page)
         self._shift = place.file_offset - begin
@@ -45,15 +55,29 @@ class Region:
         self.address = words.address_of(self._mapping) + self._shift
         self.view = memoryview(self._mapping)[self._shift : self._shift + place.size_bytes]
 
+    def unpack(self, layout: struct.Struct, start: int) -> tuple[Any, ...]:
+        """What stands at ``start``, which the caller has checked; each of its fields is looked at once."""
+        if self.can_load:
+            return layout.unpack_from(self.view, start)
+        return layout.unpack(self.read(start, layout.size))
+
+    def look(self, start: int, length: int) -> tuple[memoryview | bytes, int]:
+        """Something to unpack from, and where in that ``start`` is. It may be memory that changes meanwhile."""
+        return (self.view, start) if self.can_load else (self.read(start, length), 0)
+
     def read(self, start: int, length: int) -> bytes:
         """A copy of ``length`` bytes from ``start``, which the caller has checked."""
+        if self.can_load:
+            return self.view[start : start + length].tobytes()
         data = os.pread(self.fd, length, self.place.file_offset + start)
         if len(data) != length:
             raise ProtocolError("guest memory was shrunk")
         return data
 
     def write(self, start: int, data: bytes) -> None:
-        if self._is_huge:
+        if self.can_load:
+            self.view[start : start + len(data)] = data
+        elif self._is_huge:
             words.write(self.address + start, data)
         elif os.pwrite(self.fd, data, self.place.file_offset + start) != len(data):
             raise ProtocolError("guest memory could not be written")
@@ -85,6 +109,7 @@ class GuestMemory:
         self._trusts_unsealed = trusts_unsealed  # the front end is of our own uid
         self.regions: list[Region] = []
         self._starts: list[int] = []
+        self.recent: Region | None = None  # where the last piece was found
 
     def replace(self, places: Sequence[RegionPlace], descriptors: list[int]) -> None:
         """SET_MEM_TABLE. Takes the descriptors out of the list as it comes to own them."""
@@ -121,7 +146,8 @@ class GuestMemory:
 
     def _sort(self) -> None:
         self.regions.sort(key=lambda region: region.place.guest_address)
-        self._starts = [region.place.guest_address for region in self.regions]
+        self._starts = [region.guest_start for region in self.regions]
+        self.recent = None
 
     def _check(self, place: RegionPlace) -> None:
         if not place.size_bytes:
@@ -141,13 +167,16 @@ class GuestMemory:
     def pieces(self, address: int, length: int) -> list[Piece]:
         """Where ``length`` bytes from guest address ``address`` lie; they may run on into the next region."""
         found: list[Piece] = []
+        region = self.recent
+        if region is not None and length and 0 <= (start := address - region.guest_start) <= region.size - length:
+            return [(region, start, length)]
         while length:
             at = bisect.bisect_right(self._starts, address) - 1
             if at < 0 or address >= self.regions[at].guest_end:
                 raise ProtocolError(f"guest address {address:#x} is outside of its memory")
-            region = self.regions[at]
+            region = self.recent = self.regions[at]
             count = min(length, region.guest_end - address)
-            found.append((region, address - region.place.guest_address, count))
+            found.append((region, address - region.guest_start, count))
             address += count
             length -= count
         return found
@@ -167,6 +196,7 @@ class GuestMemory:
             region.close()
         self.regions.clear()
         self._starts.clear()
+        self.recent = None
 
 
 def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
@@ -182,5 +212,22 @@ def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
         raise ProtocolError(
             f"guest memory of {place.size_bytes} bytes at {place.file_offset} in a file of {found.st_size}"
         )
-    if not trusts_unsealed and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+    if not trusts_unsealed and not _is_sealed(fd):
         raise ProtocolError("guest memory of another user must be sealed against shrinking (memory-backend-memfd is)")
+
+
+def _is_sealed(fd: int) -> bool:
+    """Against shrinking: only memfds can be."""
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:
+        return False
+
+
+@cache
+def _is_overcommit_strict() -> bool:
+    """Then a page that the VMM has given back may not come again, and a load there is SIGBUS."""
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return True

@@ -3,8 +3,8 @@
 Driver and device write into one ring of descriptors, and know by two flags and a wrap counter whose turn a descriptor
 is: available where AVAIL is as the counter and USED is not, used where both are. What is available is looked at first
 and copied then: a descriptor's flags are behind what they vouch for, and one copy might be of two moments. Used
-descriptors go into the ring in a batch, whose first one is shown last, by turning its USED bit in one locked
-instruction (words.add): the driver polls that one, and finds the others behind it.
+descriptors go into the ring in a batch, whose first one is shown last, by turning its USED bit in one store or one
+locked instruction (words.add): the driver polls that one, and finds the others behind it.
 
 Kicks are silenced while there is work by leaving the position for which one was asked behind, until ``arm`` asks anew.
 """
@@ -55,6 +55,7 @@ class PackedRing(Ring):
         self._inflight: PackedInflight | None = None
         self._again: list[tuple[int, list[Descriptor]]] = []  # what a server that died has left under way
         self._ring: tuple[Region, int]
+        self._words: memoryview | None  # of the ring, where they may be stored
         self._ours: tuple[Region, int]  # device event suppression
         self._theirs: tuple[Region, int]  # driver event suppression
 
@@ -64,7 +65,9 @@ class PackedRing(Ring):
 
     def resolve(self, memory: GuestMemory, addresses: tuple[int, int, int]) -> None:
         descriptors, device, driver = addresses
-        self._ring = memory.of_user(descriptors, DESCRIPTOR_BYTES * self.entries, 16)
+        size = DESCRIPTOR_BYTES * self.entries
+        self._ring = region, start = memory.of_user(descriptors, size, 16)
+        self._words = region.view[start : start + size].cast("H") if region.can_load else None
         self._ours = memory.of_user(device, _EVENT.size, 4)
         self._theirs = memory.of_user(driver, _EVENT.size, 4)
         if self._is_doubtful:
@@ -117,7 +120,7 @@ class PackedRing(Ring):
 
     def _flags(self, at: int) -> int:
         region, start = self._ring
-        return int(_U16.unpack(region.read(start + DESCRIPTOR_BYTES * at + _FLAGS_AT, 2))[0])
+        return int(region.unpack(_U16, start + DESCRIPTOR_BYTES * at + _FLAGS_AT)[0])
 
     def _is_available(self, at: int, wrap: int) -> bool:
         return self._flags(at) & _MARKS == _IS_AVAILABLE[wrap]
@@ -202,8 +205,9 @@ class PackedRing(Ring):
             if flags & INDIRECT:
                 # "each list only contains descriptors of a given type"
                 is_allowed = self.queue.has_indirect and chain.slots == 1
-                table = indirect_table(memory, address, length, flags, is_allowed=is_allowed)
-                for inner_address, inner_length, _, inner_flags in TABLE.iter_unpack(table):
+                table, begin = indirect_table(memory, address, length, flags, is_allowed=is_allowed)
+                for at in range(begin, begin + length, DESCRIPTOR_BYTES):
+                    inner_address, inner_length, _, inner_flags = TABLE.unpack_from(table, at)
                     chain.add(memory, inner_address, inner_length, inner_flags)
             else:
                 chain.add(memory, address, length, flags)
@@ -220,13 +224,16 @@ class PackedRing(Ring):
         pending, self._pending = self._pending, []
         self.has_pending = False
         region, start = self._ring
-        first = start + DESCRIPTOR_BYTES * self._used_at
         slots = self._write_used(pending)
         used = self._ahead(self._used_at, self._used_wrap, slots)
         noted = [entry for *_, entry in pending]
         if self._inflight is not None:
             self._inflight.chain(noted, used)
-        words.add(region.address + first + _WORD_AT, _USED_BIT)
+        if self._words is not None:
+            self._words[(DESCRIPTOR_BYTES * self._used_at + _FLAGS_AT) // 2] = _IS_USED[self._used_wrap] | WRITE
+            ring.fence()
+        else:
+            words.add(region.address + start + DESCRIPTOR_BYTES * self._used_at + _WORD_AT, _USED_BIT)
         self._used_at, self._used_wrap = used
         self._slots_in_flight -= slots
         if self._inflight is not None:
@@ -258,7 +265,7 @@ class PackedRing(Ring):
     def _wants_call(self, slots: int) -> bool:
         """Have the ``slots`` that were used last passed what the driver waits for?"""
         region, start = self._theirs
-        position, flags = _EVENT.unpack(region.read(start, _EVENT.size))
+        position, flags = region.unpack(_EVENT, start)
         if not flags & _EVENT_DESCRIPTOR or not self.queue.has_event_index:
             return not flags & _EVENT_DISABLE
         # Positions on two laps of the ring, that of wrap counter 1 first.

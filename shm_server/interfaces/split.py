@@ -44,6 +44,7 @@ class SplitRing(Ring):
         self._table: tuple[Region, int]
         self._available: tuple[Region, int]
         self._used: tuple[Region, int]
+        self._index: memoryview | None  # words at the used ring's beginning, where they may be stored
 
     @property
     def base(self) -> int:
@@ -57,6 +58,7 @@ class SplitRing(Ring):
         region, start = self._used
         _, self._used_index = _AVAILABLE_HEAD.unpack(region.read(start, 4))
         self._called_at = self._used_index
+        self._index = region.view[start : start + 4].cast("H") if region.can_load else None
 
     def keep_track(self, inflight: Inflight) -> None:
         part = inflight.part(self.queue.index)
@@ -75,13 +77,13 @@ class SplitRing(Ring):
             return len(self._again)
         region, start = self._available
         while True:
-            index = _U16.unpack(region.read(start + 2, 2))[0]
+            index = region.unpack(_U16, start + 2)[0]
             count = (index - self.last_available) & 0xFFFF
             room = self.entries - self.in_flight  # a guest that knows its ring has no more to offer
             if index >> 8 == self.last_available >> 8 and count <= room:
                 return int(count)
             # The upper byte has changed, or it seems that it jumped: were both bytes of one moment?
-            if _U16.unpack(region.read(start + 2, 2))[0] == index:
+            if region.unpack(_U16, start + 2)[0] == index:
                 if count > room:
                     raise ProtocolError(f"the available index of ring {self.queue.index} jumped by {count}")
                 return int(count)
@@ -98,8 +100,8 @@ class SplitRing(Ring):
                 self._inflight.take(heads)
             self.last_available = (self.last_available + count) & 0xFFFF
         region, start = self._table
-        table = region.read(start, 16 * self.entries)
-        chains = [self._walk(memory, head, table) for head in heads]
+        table, begin = region.look(start, 16 * self.entries)
+        chains = [self._walk(memory, head, table, begin) for head in heads]
         self.in_flight += count
         return chains
 
@@ -112,7 +114,7 @@ class SplitRing(Ring):
             raw += region.read(start + 4, 2 * (count - straight))
         return list(struct.unpack(f"<{count}H", raw))
 
-    def _walk(self, memory: GuestMemory, head: int, table: bytes) -> Chain:
+    def _walk(self, memory: GuestMemory, head: int, table: memoryview | bytes, begin: int) -> Chain:
         """Follow a chain of descriptors; no more of them than there can be."""
         chain = Chain(self, head)
         size, at, left = self.entries, head, self.entries
@@ -123,9 +125,9 @@ class SplitRing(Ring):
             if not left:
                 raise ProtocolError(f"descriptors from {head} loop, or are more than {size}")
             left -= 1
-            address, length, flags, following = TABLE.unpack_from(table, 16 * at)
+            address, length, flags, following = TABLE.unpack_from(table, begin + 16 * at)
             if flags & INDIRECT:
-                table = indirect_table(memory, address, length, flags, is_allowed=is_allowed)
+                table, begin = indirect_table(memory, address, length, flags, is_allowed=is_allowed)
                 size = left = length // 16
                 is_allowed, at = False, 0
                 continue
@@ -150,28 +152,41 @@ class SplitRing(Ring):
         region.write(start + 4 + 8 * first, b"".join(pending[:straight]))
         if len(pending) > straight:
             region.write(start + 4, b"".join(pending[straight:]))
-        left = len(pending)
-        while left:
-            # flags and index are one word, the index its upper half; it is added to by powers of two.
-            bit = left.bit_length() - 1
-            step, left = pending[len(pending) - left :][: 1 << bit], left - (1 << bit)
-            heads = [_USED.unpack(entry)[0] for entry in step] if self._inflight is not None else []
-            if self._inflight is not None:
-                self._inflight.chain(heads)
-            words.add(region.address + start, 16 + bit)
-            self._used_index = (self._used_index + len(step)) & 0xFFFF
-            if self._inflight is not None:
-                self._inflight.let_go(heads, self._used_index)
+        if self._index is not None:
+            self._show(pending)
+        else:
+            while pending:
+                # flags and index are one word, the index its upper half; it is added to by powers of two.
+                count = 1 << (len(pending).bit_length() - 1)
+                self._show(pending[:count])
+                pending = pending[count:]
         if self._wants_call():
             self.queue.call()
         self._called_at = self._used_index
 
+    def _show(self, entries: list[bytes]) -> None:
+        """By one change of the used index."""
+        noted = self._inflight
+        if noted is not None:
+            heads = [_USED.unpack(entry)[0] for entry in entries]
+            noted.chain(heads)
+        shown = (self._used_index + len(entries)) & 0xFFFF
+        if self._index is not None:
+            self._index[1] = shown  # one store of two bytes
+            ring.fence()
+        else:
+            region, start = self._used
+            words.add(region.address + start, 16 + len(entries).bit_length() - 1)
+        self._used_index = shown
+        if noted is not None:
+            noted.let_go(heads, shown)
+
     def _wants_call(self) -> bool:
         region, start = self._available
         if not self.queue.has_event_index:
-            return not _U16.unpack(region.read(start, 2))[0] & _NO_INTERRUPT
+            return not region.unpack(_U16, start)[0] & _NO_INTERRUPT
         # "used_event": call where the index has passed it since we last looked (2.7.10).
-        event = _U16.unpack(region.read(start + 4 + 2 * self.entries, 2))[0]
+        event = region.unpack(_U16, start + 4 + 2 * self.entries)[0]
         passed = (self._used_index - event - 1) & 0xFFFF
         return bool(passed < (self._used_index - self._called_at) & 0xFFFF)
 

@@ -53,7 +53,7 @@ _DMESG = re.compile(r"^dmesg: (.*?)\r?$", re.MULTILINE)
 
 
 class SmallLinux:
-    """One boot. Its directory holds the initramfs and the console's log."""
+    """One boot, ended with the context. Its directory holds the initramfs and the console's log."""
 
     def __init__(self, directory: Path, arguments: Sequence[str], *, processors: int = 1) -> None:
         """``arguments`` are QEMU's for memory and disks, as ``volume export`` prints them."""
@@ -129,6 +129,12 @@ class SmallLinux:
             self._process.wait(10)
             if self._process.stdin is not None:
                 self._process.stdin.close()
+
+    def __enter__(self) -> SmallLinux:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def tail(self) -> str:
         """The end of the console."""

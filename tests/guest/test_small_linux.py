@@ -144,8 +144,8 @@ def test_linux_under_qemu(serve: Serve, short_dir: Path, tmp_path: Path) -> None
     Then, with packed rings, the volume server is killed twice under several requests in flight: no error reaches the
     guest, every acknowledged write is there, and the disk's bytes are the same over iSCSI.
     """
-    with Context(state_dir=serve.state_dir) as context:
-        guest = SmallLinux(tmp_path / "1", arguments(short_dir, "disk"))
+    first = SmallLinux(tmp_path / "1", arguments(short_dir, "disk"))
+    with Context(state_dir=serve.state_dir) as context, first as guest:
         guest.start(FILL)
         guest.console.wait_for("guest: filled", 60)
         full = context.stat_volume("disk").allocated_bytes
@@ -159,17 +159,17 @@ def test_linux_under_qemu(serve: Serve, short_dir: Path, tmp_path: Path) -> None
         assert result.values["serial"] == context.stat_volume("disk").uuid[:20]
         assert int(result.values["files"]) > 10
     disks = arguments(short_dir, "disk", "load", more=",packed=on,num-queues=2")
-    guest = SmallLinux(tmp_path / "2", disks, processors=2)
-    guest.start(WRITE)
-    guest.console.wait_for("guest: writing", 60, times=WRITERS)
-    for _ in range(KILLS):
+    with SmallLinux(tmp_path / "2", disks, processors=2) as guest:
+        guest.start(WRITE)
+        guest.console.wait_for("guest: writing", 60, times=WRITERS)
+        for _ in range(KILLS):
+            several_are_in_flight(serve)
+            old = serve.kill_server()
+            serve.wait_new_server(old)
         several_are_in_flight(serve)
-        old = serve.kill_server()
-        serve.wait_new_server(old)
-    several_are_in_flight(serve)
-    guest.tell("stop")
-    result = guest.finish(60)
-    passed(result, guest, serve)
+        guest.tell("stop")
+        result = guest.finish(60)
+        passed(result, guest, serve)
     assert result.values["ring"] == "1"  # VIRTIO_F_RING_PACKED
     assert int(result.values["writes"]) > 3 * WRITERS
     assert serve.volume("unexport", "disk").returncode == 0
