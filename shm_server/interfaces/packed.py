@@ -151,7 +151,10 @@ class PackedRing(Ring):
 
     def _available(self, limit: int) -> list[list[Descriptor]]:
         """Copies of the descriptors of at most ``limit`` requests."""
-        slots = self._count_available(limit)
+        room = self.entries - self._slots_in_flight  # a driver that knows its ring makes no more available
+        slots = self._count_available(limit, min(limit, room)) or self._count_available(limit, room)
+        if not slots:
+            raise ProtocolError(f"a chain of ring {self.queue.index} that is longer than what the ring has left")
         expected, following = _IS_AVAILABLE[self._wrap], _IS_AVAILABLE[self._wrap ^ 1]
         found: list[list[Descriptor]] = [[]]
         for number, descriptor in enumerate(TABLE.iter_unpack(self._copy(slots))):
@@ -168,10 +171,9 @@ class PackedRing(Ring):
             raise ProtocolError(f"a chain of ring {self.queue.index} without an end")
         return found
 
-    def _count_available(self, limit: int) -> int:
-        """How many slots the next requests take, as their flags say."""
-        room = self.entries - self._slots_in_flight  # a driver that knows its ring makes no more available
-        all_flags = memoryview(self._copy(room)).cast("H")[_FLAGS_AT // 2 :: DESCRIPTOR_BYTES // 2].tolist()
+    def _count_available(self, limit: int, reach: int) -> int:
+        """How many slots the next requests take, as their flags say, of those that end within ``reach``."""
+        all_flags = memoryview(self._copy(reach)).cast("H")[_FLAGS_AT // 2 :: DESCRIPTOR_BYTES // 2].tolist()
         expected, straight = _IS_AVAILABLE[self._wrap], self.entries - self._at
         slots = 0
         is_head = True
@@ -185,8 +187,6 @@ class PackedRing(Ring):
                 slots, limit = number + 1, limit - 1
                 if not limit:
                     break
-        if not slots:
-            raise ProtocolError(f"a chain of ring {self.queue.index} that is longer than what the ring has left")
         return slots
 
     def _copy(self, slots: int) -> bytes:

@@ -239,7 +239,7 @@ def test_death_in_the_middle_of_a_batch(
     guest.descriptor(0, GUEST, 16, 0, NEXT)
     guest.descriptor(1, GUEST, 1, 10, WRITE)
     guest.offer(2, 11, 12, 13, 14)
-    taken = guest.ring.take(guest.memory, 5)
+    taken = guest.ring.take(guest.memory, ENTRIES)
     for number in batch:
         guest.ring.put(taken[number], 1)
     with monkeypatch.context() as patch:
@@ -254,7 +254,7 @@ def test_death_in_the_middle_of_a_batch(
     is_shown = death != DEATHS[0]
     guest.restart()
     guest.track(noted)
-    again = guest.ring.take(guest.memory, 5)
+    again = guest.ring.take(guest.memory, ENTRIES)
     expected = [10 + number for number in range(5) if not is_shown or number not in batch]
     assert [chain.head for chain in again] == expected
     assert not guest.ring.waiting()
@@ -269,7 +269,7 @@ def test_death_in_the_middle_of_a_batch(
             position += 2 if head == 10 else 1
         assert position == 6 or guest.used(position) is None
     guest.offer(6, 1, 2, 3)
-    assert [chain.head for chain in guest.ring.take(guest.memory, 5)] == [1, 2, 3]
+    assert [chain.head for chain in guest.ring.take(guest.memory, ENTRIES)] == [1, 2, 3]
 
 
 def test_death_while_it_takes(guest: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_death_while_it_takes(guest: PackedGuest, noted: int, monkeypatch: pytes
     guest.restart()
     guest.track(noted)
     heads = []
-    while chains := guest.ring.take(guest.memory, 5):
+    while chains := guest.ring.take(guest.memory, ENTRIES):
         heads += [chain.head for chain in chains]
     assert heads == [1, 2, 3]
 
@@ -303,7 +303,7 @@ def test_scribbles(guest: PackedGuest, noted: int, field: int) -> None:
     """Whatever a front end writes into that memory, no index of it leads out of it."""
     guest.track(noted)
     guest.offer(0, *range(ENTRIES))
-    guest.ring.take(guest.memory, 5)
+    guest.ring.take(guest.memory, ENTRIES)
     os.pwrite(noted, b"\xff", field)
     for entry in range(ENTRIES):
         os.pwrite(noted, b"\x01\xff\xff\xff\xff\xff\x09", 32 + 32 * entry)
