@@ -62,6 +62,9 @@ Problem = control.Problem
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 _CONNECT_LIMIT_S = 5.0
+SPIN_S = 100e-6  # how long the ring is looked at before a wait sleeps
+SPIN_DEPTH = 8  # where more is in flight, to sleep lets answers gather
+VAIN_SPINS = 16  # waits that sleep at once behind one for which looking was not enough
 _M = TypeVar("_M", bound=control.Message)
 
 
@@ -99,6 +102,8 @@ class Context:
         self._allocator: BufferAllocator | None = None
         self._volumes: list[Volume] = []
         self._batches = 0
+        self._vain_spins = 0
+        self.looks_first = True  # False: a wait sleeps at once, and the other threads of this process can run
         self._is_polled = False
         self._is_closed = False
         self._token = object()  # buffers know by it whose they are
@@ -445,14 +450,13 @@ class Context:
             self._service.arm()
 
     def _turn(self, timeout_s: float | None) -> None:
-        """Publish, and handle something; sleep until there is something.
-
-        It sleeps at once: looking at the ring for 20 to 60 µs first made a 4 KiB read at depth one 1.3 to 1.5 times
-        slower on two cores (22 µs without).
-        """
+        """Publish, and handle something; sleep until there is something."""
         service = self._service
         service.flush()
         if service.collect():
+            return
+        if self.looks_first and 0 < service.in_flight <= SPIN_DEPTH and self._spin():
+            service.collect()
             return
         if not service.prepare_sleep():
             return
@@ -467,6 +471,24 @@ class Context:
         for descriptor, _ in ready:
             if descriptor == control_fileno:
                 service.control_ready()
+
+    def _spin(self) -> bool:
+        """Look at the ring for a while, giving way to others; True: there is something.
+
+        To sleep and to be woken cost both sides more than an answer that comes at once: on two cores a 4 KiB read at
+        depth one takes 11 µs so, 26 without, and less of either's CPU. In vain, it is left out for a while.
+        """
+        if self._vain_spins:
+            self._vain_spins -= 1
+            return False
+        has_pending = self._service.has_pending
+        deadline = time.monotonic() + SPIN_S
+        while not has_pending():
+            os.sched_yield()
+            if time.monotonic() > deadline:
+                self._vain_spins = VAIN_SPINS
+                return False
+        return True
 
     # The service's side ------------------------------------------------------------------------------------------
 

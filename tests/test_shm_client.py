@@ -428,6 +428,43 @@ def test_callbacks_may_call_the_library(context: Context, volume: Volume) -> Non
     assert get(volume, 3, 200) == b"end"
 
 
+def test_a_short_wait_is_spent_looking(context: Context, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing sleeps while the answer is on its way; behind a look in vain waits sleep at once, for a while."""
+    slept: list[float | None] = []
+
+    def prepare_sleep() -> bool:
+        slept.append(None)
+        return sleep()
+
+    sleep = context._service.prepare_sleep
+    monkeypatch.setattr(context._service, "prepare_sleep", prepare_sleep)
+    monkeypatch.setattr(shm_client, "SPIN_S", 10.0)
+    get(volume, 512, 0)
+    assert not slept
+    context._vain_spins = shm_client.VAIN_SPINS
+    while context._vain_spins:
+        get(volume, 512, 0)
+    assert slept
+    slept.clear()
+    get(volume, 512, 0)
+    assert not slept
+    context.looks_first = False
+    while not slept:
+        get(volume, 512, 0)
+
+
+def test_looking_in_vain_is_given_up(context: Context, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of waits that take longer than a look, one in many looks."""
+    looks: list[None] = []
+    monkeypatch.setattr(shm_client, "SPIN_S", 0.0)
+    monkeypatch.setattr(context._service, "has_pending", lambda: bool(looks.append(None)))
+    while not looks:  # an answer may be there before there is a wait
+        get(volume, 512, 0)
+    for _ in range(3 * (shm_client.VAIN_SPINS + 1)):
+        get(volume, 512, 0)
+    assert len(looks) <= 4
+
+
 def test_a_poll_loop_of_ones_own(context: Context, volume: Volume) -> None:
     """fileno() becomes readable for every completion; nothing is missed between poll() and select."""
     buffer = context.allocate(4096)

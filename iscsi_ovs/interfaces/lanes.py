@@ -27,7 +27,8 @@ from iscsi_ovs import shm_client
 
 logger = logging.getLogger("iscsi_ovs.fuse")
 
-LANES_MAX = 12  # libfuse has ten threads
+THREADS_MAX = 4  # of libfuse's: more are in each other's way, because one at a time has the interpreter
+LANES_MAX = 12  # libfuse before 3.12 has ten, whatever it is told
 BUFFER_BYTES = 1 << 20  # the most that Linux hands over at once
 PATIENCE_S = 30.0  # a volume server that is away for so long is not waited for any longer
 ANSWER_LIMIT_S = 30.0
@@ -244,6 +245,7 @@ class Lanes:
             with lane.lock:
                 try:
                     if not lane.is_lost:
+                        lane.context.looks_first = len(self._all) - len(self._idle) == 1  # nobody else is at work
                         return action(lane, *arguments, **options)
                     error = OSError(errno.ECONNRESET, "the volume server is gone")
                 except OSError as failure:

@@ -1,7 +1,7 @@
 """The mount itself: libfuse behind mfusepy, the process that serves it, and its end.
 
 ``mount`` starts that process and returns when the kernel has the directory; ``serve`` is the process. libfuse calls
-back on threads of its own, ten at most, and ends at fusermount3 -u, SIGTERM or SIGINT. mfusepy (the extra "fuse") and
+back on a few threads of its own, and ends at fusermount3 -u, SIGTERM or SIGINT. mfusepy (the extra "fuse") and
 libfuse3 (Debian: fuse3) are asked for when they are used, and their absence is a sentence.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from iscsi_ovs.errors import ConfigurationError, Error
 from iscsi_ovs.interfaces.fuse import VolumeDirectory
-from iscsi_ovs.interfaces.lanes import LANES_MAX, PATIENCE_S, Lanes
+from iscsi_ovs.interfaces.lanes import LANES_MAX, PATIENCE_S, THREADS_MAX, Lanes
 
 logger = logging.getLogger("iscsi_ovs.fuse")
 
@@ -116,7 +116,7 @@ def serve(directory: Path, socket_path: Path, ready_fd: int | None, patience_s: 
             foreground=True,
             fsname="volumes",
             subtype=FILE_SYSTEM,
-            max_idle_threads=LANES_MAX - 2,
+            **_threads(mfusepy),
             attr_timeout=ATTRIBUTES_S,
             entry_timeout=ATTRIBUTES_S,
             hard_remove=True,
@@ -127,6 +127,13 @@ def serve(directory: Path, socket_path: Path, ready_fd: int | None, patience_s: 
     finally:
         lanes.close()
     logger.info("%s is not mounted any more", directory)
+
+
+def _threads(mfusepy: Any) -> dict[str, int]:
+    """How many may call back at a time, in the words of this libfuse."""
+    if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
+        return {"max_threads": THREADS_MAX}
+    return {"max_idle_threads": LANES_MAX - 2}
 
 
 def _leave_the_caller() -> None:
