@@ -5,6 +5,7 @@ It shares nothing with the server's code: layouts and numbers are written down o
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import select
@@ -34,6 +35,7 @@ class FrontEnd:
     """Connected; ``setup`` makes the rest as a driver would. Its rings are split ones."""
 
     always = 0  # a feature that is taken whatever else is
+    seals = False  # its memory, as soon as it has some
     memory_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
     def __init__(self, path: Path, timeout_s: float = 20.0) -> None:
@@ -43,6 +45,8 @@ class FrontEnd:
         self.memory_fd = os.memfd_create("guest", self.memory_flags)
         os.ftruncate(self.memory_fd, MEMORY_BYTES)
         self.memory = mmap.mmap(self.memory_fd, MEMORY_BYTES)
+        if self.seals:
+            self.seal()
         self.kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.entries = 64
@@ -73,6 +77,11 @@ class FrontEnd:
         else:
             wish = struct.pack("<QQHH4x", os.fstat(self.in_flight).st_size, 0, 1, self.entries)
         self.acknowledged(32, wish, [self.in_flight])
+
+    def seal(self) -> FrontEnd:
+        """Its memory can't shrink any more, as QEMU's can't."""
+        fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return self
 
     def close(self) -> None:
         self.socket.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 
@@ -15,9 +16,11 @@ DRIVER, DEVICE, ENTRIES = 0x1000, 0x2000, 8  # where driver and device write, be
 
 
 class Guest:
-    def __init__(self, *, is_packed: bool, base: int | None = None) -> None:
-        self.fd = os.memfd_create("guest")
+    def __init__(self, *, is_packed: bool, base: int | None = None, is_sealed: bool = False) -> None:
+        self.fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, 2 * SIZE)
+        if is_sealed:
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.memory = GuestMemory(trusts_unsealed=True)
         # two regions side by side for the guest, of one file, apart in the front end
         places = [RegionPlace(GUEST, SIZE, USER, 0), RegionPlace(GUEST + SIZE, SIZE, 2 * USER, SIZE)]

@@ -24,8 +24,9 @@ class Machines:
         self.good = FrontEnd(directory / "good.sock").setup()
         self._round = 0
 
-    def bad(self, kind: type[FrontEnd] = FrontEnd) -> FrontEnd:
-        return kind(self.bad_path).setup()
+    def bad(self, kind: type[FrontEnd] = FrontEnd, *, is_sealed: bool = False) -> FrontEnd:
+        front_end = kind(self.bad_path)
+        return (front_end.seal() if is_sealed else front_end).setup()
 
     def others_go_on(self) -> None:
         """The other machine writes and reads, and the server answers."""

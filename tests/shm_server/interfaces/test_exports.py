@@ -50,9 +50,17 @@ def context(server: ServerProcess) -> Iterator[Context]:
         yield made
 
 
-@pytest.fixture(params=[FrontEnd, PackedFrontEnd], ids=["split", "packed"])
+class SealedFrontEnd(FrontEnd):
+    seals = True
+
+
+class SealedPackedFrontEnd(PackedFrontEnd):
+    seals = True
+
+
+@pytest.fixture(params=[FrontEnd, SealedFrontEnd, SealedPackedFrontEnd], ids=["split", "sealed", "packed"])
 def kind(request: pytest.FixtureRequest) -> type[FrontEnd]:
-    """The format of the machine's rings."""
+    """The format of the machine's rings, and whether its memory may be loaded from."""
     assert issubclass(request.param, FrontEnd)
     return request.param
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import struct
@@ -123,10 +122,11 @@ RINGS = [
 ]  # fmt: skip
 
 
-def test_rings_that_lie(machines: Machines) -> None:
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["", "sealed"])
+def test_rings_that_lie(machines: Machines, is_sealed: bool) -> None:
     """Loops, addresses and indices that can't be: that guest loses its device, and can connect again."""
     for lie in RINGS:
-        with machines.bad() as guest:
+        with machines.bad(is_sealed=is_sealed) as guest:
             lie(guest)
             loses_its_device(guest)
         machines.others_go_on()
@@ -247,8 +247,7 @@ def test_memory_that_shrinks(machines: Machines) -> None:
 def test_sealed_memory(machines: Machines) -> None:
     """Memory that its owner has sealed against shrinking, as QEMU does, is as good as any."""
     with FrontEnd(machines.bad_path) as guest:
-        fcntl.fcntl(guest.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        guest.setup()
+        guest.seal().setup()
         assert guest.request(IN, read_bytes=4096)[0] == OK
 
 
@@ -260,11 +259,13 @@ _hypothesis = settings(
 
 
 @_hypothesis
-@given(seed=st.integers(0, 1 << 32), heads=st.lists(st.integers(0, 70), min_size=1, max_size=64))
-def test_random_chains(machines: Machines, seed: int, heads: list[int]) -> None:
+@given(
+    seed=st.integers(0, 1 << 32), heads=st.lists(st.integers(0, 70), min_size=1, max_size=64), is_sealed=st.booleans()
+)
+def test_random_chains(machines: Machines, seed: int, heads: list[int], is_sealed: bool) -> None:
     """Tables of descriptors at random, near enough to the truth to get far: the server and the others go on."""
     chance = random.Random(seed)
-    with machines.bad() as guest:
+    with machines.bad(is_sealed=is_sealed) as guest:
         for table, count in ((TABLE, guest.entries), (INDIRECT_TABLE, 64)):
             for at in range(count):
                 address = GUEST_BASE + chance.choice((0, INDIRECT_TABLE, 0x20000, chance.randrange(MEMORY_BYTES + 64)))

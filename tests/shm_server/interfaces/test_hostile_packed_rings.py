@@ -6,6 +6,7 @@ import os
 import random
 import struct
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,16 +75,17 @@ RINGS = [
 ]  # fmt: skip
 
 
-def bad(machines: Machines) -> PackedFrontEnd:
-    guest = machines.bad(PackedFrontEnd)
+def bad(machines: Machines, *, is_sealed: bool = False) -> PackedFrontEnd:
+    guest = machines.bad(PackedFrontEnd, is_sealed=is_sealed)
     assert isinstance(guest, PackedFrontEnd)
     return guest
 
 
-def test_rings_that_lie(machines: Machines) -> None:
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["", "sealed"])
+def test_rings_that_lie(machines: Machines, is_sealed: bool) -> None:
     """Chains without an end, addresses and tables that can't be: that guest loses its device, and can connect again."""
     for lie in RINGS:
-        with bad(machines) as guest:
+        with bad(machines, is_sealed=is_sealed) as guest:
             lie(guest)
             os.eventfd_write(guest.kick, 1)
             loses_its_device(guest)
@@ -115,12 +117,14 @@ _hypothesis = settings(
 
 
 @_hypothesis
-@given(seed=st.integers(0, 1 << 32), is_tracked=st.booleans(), rounds=st.integers(1, 4))
-def test_random_rings(machines: Machines, seed: int, is_tracked: bool, rounds: int) -> None:
+@given(seed=st.integers(0, 1 << 32), is_tracked=st.booleans(), is_sealed=st.booleans(), rounds=st.integers(1, 4))
+def test_random_rings(machines: Machines, seed: int, is_tracked: bool, is_sealed: bool, rounds: int) -> None:
     """Rings of descriptors at random, near enough to the truth to get far: the server and the others go on."""
     chance = random.Random(seed)
     with PackedFrontEnd(machines.bad_path) as guest:
         guest.negotiate()
+        if is_sealed:
+            guest.seal()
         if is_tracked:
             guest.track()
         guest.share_memory()

@@ -22,8 +22,8 @@ BEFORE_THE_END = 5 | 1 << 15 | 5 << 16 | 1 << 31  # a base three slots before th
 class PackedGuest(Guest):
     """Positions are counted from the first lap on, whose wrap counter is 1."""
 
-    def __init__(self, base: int | None = None) -> None:
-        super().__init__(is_packed=True, base=base)
+    def __init__(self, base: int | None = None, *, is_sealed: bool = False) -> None:
+        super().__init__(is_packed=True, base=base, is_sealed=is_sealed)
 
     def offer(self, position: int, *heads: int, length: int = 16, flags: int = 0) -> None:
         """Each a buffer of one descriptor."""
@@ -52,8 +52,16 @@ class PackedGuest(Guest):
         self.start()
 
 
+@pytest.fixture(params=[False, True], ids=["", "sealed"])
+def guest(request: pytest.FixtureRequest) -> Iterator[PackedGuest]:
+    made = PackedGuest(is_sealed=request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def guest() -> Iterator[PackedGuest]:
+def unsealed() -> Iterator[PackedGuest]:
+    """Its memory may shrink: words of it are changed by system calls."""
     made = PackedGuest()
     yield made
     made.close()
@@ -67,10 +75,11 @@ def noted() -> Iterator[int]:
     os.close(fd)
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["", "sealed"])
 @pytest.mark.parametrize("count", range(1, ENTRIES + 1))
-def test_a_batch_is_shown_whole(count: int) -> None:
+def test_a_batch_is_shown_whole(count: int, is_sealed: bool) -> None:
     """Of every size, across the ring's end, in another order than it was taken; and the next lap begins behind it."""
-    guest = PackedGuest(BEFORE_THE_END)
+    guest = PackedGuest(BEFORE_THE_END, is_sealed=is_sealed)
     guest.offer(5, *range(100, 100 + count))
     assert guest.ring.waiting()
     taken = guest.ring.take(guest.memory, ENTRIES)
@@ -89,20 +98,20 @@ def test_a_batch_is_shown_whole(count: int) -> None:
     guest.close()
 
 
-def test_the_first_of_a_batch_is_shown_last(guest: PackedGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_a_batch_is_shown_last(unsealed: PackedGuest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All others stand there before the one that the driver looks at."""
-    guest.offer(0, 4, 5, 6)
-    for chain in guest.ring.take(guest.memory, 3):
-        guest.ring.put(chain, 1)
+    unsealed.offer(0, 4, 5, 6)
+    for chain in unsealed.ring.take(unsealed.memory, 3):
+        unsealed.ring.put(chain, 1)
     seen = []
     add = words.add
 
     def look(address: int, bit: int) -> None:
-        seen.append([guest.used(number) for number in range(3)])
+        seen.append([unsealed.used(number) for number in range(3)])
         add(address, bit)
 
     monkeypatch.setattr(words, "add", look)
-    guest.ring.publish()
+    unsealed.ring.publish()
     assert seen == [[None, (5, 1), (6, 1)]]
 
 
@@ -232,16 +241,16 @@ DEATHS = ["before it is shown", "when it is shown", "before the last word"]
 @pytest.mark.parametrize("death", DEATHS)
 @pytest.mark.parametrize("batch", [(0,), (2, 0), (3, 1, 2, 0)], ids=str)
 def test_death_in_the_middle_of_a_batch(
-    guest: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch, death: str, batch: tuple[int, ...]
+    unsealed: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch, death: str, batch: tuple[int, ...]
 ) -> None:
     """A batch that the ring shows is over, one that it does not show is done again; each is answered once."""
-    guest.track(noted)
-    guest.descriptor(0, GUEST, 16, 0, NEXT)
-    guest.descriptor(1, GUEST, 1, 10, WRITE)
-    guest.offer(2, 11, 12, 13, 14)
-    taken = guest.ring.take(guest.memory, ENTRIES)
+    unsealed.track(noted)
+    unsealed.descriptor(0, GUEST, 16, 0, NEXT)
+    unsealed.descriptor(1, GUEST, 1, 10, WRITE)
+    unsealed.offer(2, 11, 12, 13, 14)
+    taken = unsealed.ring.take(unsealed.memory, ENTRIES)
     for number in batch:
-        guest.ring.put(taken[number], 1)
+        unsealed.ring.put(taken[number], 1)
     with monkeypatch.context() as patch:
         if death == DEATHS[0]:
             patch.setattr(words, "add", die)
@@ -250,26 +259,26 @@ def test_death_in_the_middle_of_a_batch(
         else:
             patch.setattr(PackedInflight, "commit", die)
         with pytest.raises(DiedError):
-            guest.ring.publish()
+            unsealed.ring.publish()
     is_shown = death != DEATHS[0]
-    guest.restart()
-    guest.track(noted)
-    again = guest.ring.take(guest.memory, ENTRIES)
+    unsealed.restart()
+    unsealed.track(noted)
+    again = unsealed.ring.take(unsealed.memory, ENTRIES)
     expected = [10 + number for number in range(5) if not is_shown or number not in batch]
     assert [chain.head for chain in again] == expected
-    assert not guest.ring.waiting()
+    assert not unsealed.ring.waiting()
     shown = [10 + number for number in batch] if is_shown else []
     for chain in reversed(again):
-        guest.ring.put(chain, 1)
-        guest.ring.publish()
+        unsealed.ring.put(chain, 1)
+        unsealed.ring.publish()
         shown.append(chain.head)
         position = 0
         for head in shown:
-            assert guest.used(position) == (head, 1)
+            assert unsealed.used(position) == (head, 1)
             position += 2 if head == 10 else 1
-        assert position == 6 or guest.used(position) is None
-    guest.offer(6, 1, 2, 3)
-    assert [chain.head for chain in guest.ring.take(guest.memory, ENTRIES)] == [1, 2, 3]
+        assert position == 6 or unsealed.used(position) is None
+    unsealed.offer(6, 1, 2, 3)
+    assert [chain.head for chain in unsealed.ring.take(unsealed.memory, ENTRIES)] == [1, 2, 3]
 
 
 def test_death_while_it_takes(guest: PackedGuest, noted: int, monkeypatch: pytest.MonkeyPatch) -> None:

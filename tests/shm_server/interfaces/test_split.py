@@ -14,8 +14,8 @@ from tests.shm_server.interfaces.guests import DEVICE, DRIVER, ENTRIES, GUEST, S
 
 
 class SplitGuest(Guest):
-    def __init__(self, used_index: int = 0) -> None:
-        super().__init__(is_packed=False)
+    def __init__(self, used_index: int = 0, *, is_sealed: bool = False) -> None:
+        super().__init__(is_packed=False, is_sealed=is_sealed)
         if used_index:
             self.queue.stop()
             self.put(DEVICE, "<HH", 0, used_index)
@@ -27,8 +27,16 @@ class SplitGuest(Guest):
         self.put(DRIVER + 2, "<H", (index + len(heads)) & 0xFFFF)
 
 
+@pytest.fixture(params=[False, True], ids=["", "sealed"])
+def guest(request: pytest.FixtureRequest) -> Iterator[SplitGuest]:
+    made = SplitGuest(is_sealed=request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def guest() -> Iterator[SplitGuest]:
+def unsealed() -> Iterator[SplitGuest]:
+    """Its memory may shrink: words of it are changed by system calls."""
     made = SplitGuest()
     yield made
     made.close()
@@ -46,10 +54,11 @@ def test_a_buffer_across_two_regions(guest: SplitGuest) -> None:
         guest.ring.take(guest.memory, 8)
 
 
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["", "sealed"])
 @pytest.mark.parametrize("count", range(1, ENTRIES + 1))
-def test_a_batch_is_shown_whole(count: int) -> None:
+def test_a_batch_is_shown_whole(count: int, is_sealed: bool) -> None:
     """Of every size, across the ring's end and that of the 16 bits of its index; flags beside it stay as they are."""
-    guest = SplitGuest(used_index=0xFFFC)
+    guest = SplitGuest(used_index=0xFFFC, is_sealed=is_sealed)
     queue = guest.ring
     for head in range(ENTRIES):
         guest.put(16 * head, "<QIHH", GUEST, 16, 0, 0)
@@ -117,14 +126,14 @@ def test_an_index_copied_half(monkeypatch: pytest.MonkeyPatch) -> None:
     guest.close()
 
 
-def test_a_word_is_added_to(guest: SplitGuest) -> None:
+def test_a_word_is_added_to(unsealed: SplitGuest) -> None:
     """One bit of a word that others look at; a word that is not there is EFAULT, and no SIGBUS."""
-    region = guest.memory.regions[0]
-    guest.put(0x3000, "<I", 0xFFFF_0001)
+    region = unsealed.memory.regions[0]
+    unsealed.put(0x3000, "<I", 0xFFFF_0001)
     words.add(region.address + 0x3000, 16)
-    assert guest.get(0x3000, "<I") == (0x0000_0001,)
+    assert unsealed.get(0x3000, "<I") == (0x0000_0001,)
     words.add(region.address + 0x3000, 31)
-    assert guest.get(0x3000, "<I") == (0x8000_0001,)
-    os.ftruncate(guest.fd, 0)
+    assert unsealed.get(0x3000, "<I") == (0x8000_0001,)
+    os.ftruncate(unsealed.fd, 0)
     with pytest.raises(OSError, match="Bad address"):
         words.add(region.address + 0x3000, 16)
