@@ -282,6 +282,14 @@ class Context:
         API). ``on_progress`` gets bytes done and bytes in all. ``renew``: control.Check. ENOENT."""
         return self._call(control.Check(0, name, renew), control.Checked, on_progress)
 
+    def promote_volume(
+        self, name: str, *, cancel: bool = False, on_progress: Callable[[int, int], object] | None = None
+    ) -> VolumeStat:
+        """Copy what a clone has of others, so that it stands on nothing of theirs (not in the C API), while it is used;
+        returns when that is done. Whoever does not wait does not end it: ``cancel`` does. ENOENT; EIO: a page can't be
+        read; ENOSPC; ECANCELED; EBUSY: it is being sanitized."""
+        return self._call(control.Promote(0, name, cancel), control.Volume, on_progress).info
+
     def get_record(self, name: str, record: str) -> tuple[int, bytes]:
         """Version and data of a volume's durable record (beyond the C API); (0, b"") where it was never put. ENOENT."""
         answer = self._call(control.GetRecord(0, name, record), control.Record)

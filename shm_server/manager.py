@@ -86,6 +86,7 @@ class Manager:
         self.lineage = Lineage(catalog)
         self.layers: dict[str, list[LayerFile]] = {}  # made for each volume that is no plain store, by its name
         self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
+        self.promoted_share: Callable[[str], int | None] = lambda _uuid: None  # promoting.py
         self._locks: dict[str, tuple[Lock, int]] = {}
         self._open: dict[str, _Open] = {}
         self._closing: dict[str, Wait[None]] = {}
@@ -146,6 +147,7 @@ class Manager:
             can_exit_sanitize=bool(order and order.failure and order.may_exit),
             is_read_only=record.is_template,
             is_template=record.is_template,
+            promotion=self.promoted_share(record.uuid),
         )
 
     def stat_all(self) -> list[VolumeInfo]:
@@ -402,6 +404,9 @@ class Manager:
         """For the files of a new volume: another one that was called so has perhaps kept its own. No volume's name has
         a "~"."""
         return f"{name}~{uuid[:8]}" if any(record.files == name for record in self._records.values()) else None
+
+    def name_of(self, uuid: str) -> str | None:
+        return next((record.name for record in self._records.values() if record.uuid == uuid), None)
 
     def has(self, name: str) -> bool:
         return name in self._records

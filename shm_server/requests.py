@@ -21,6 +21,7 @@ from shm_server.client import MAX_REQUESTS, Client, ClientError
 from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.progress import Progress
+from shm_server.promoting import Promoter
 from shm_server.renaming import rename
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
@@ -74,6 +75,7 @@ class Requests:
         self.sanitizer: Sanitizer  # the same
         self.exports: Exports  # the same
         self.snapshots: Snapshots  # the same
+        self.promoter: Promoter  # the same
         self.scrubber: Scrubber  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
@@ -99,6 +101,7 @@ class Requests:
             control.RollBack: self._roll_back,
             control.Clone: self._clone,
             control.MakeTemplate: self._make_template,
+            control.Promote: self._promote,
             control.ListChanges: self._list_changes,
             control.Check: self._check,
             control.List: self._list,
@@ -329,6 +332,12 @@ class Requests:
     async def _clone(self, client: Client, request: control.Clone) -> control.Reply:
         made = await self.snapshots.clone(request.name, request.snapshot, request.new_name)
         return control.Volume(request.id, made)
+
+    async def _promote(self, client: Client, request: control.Promote) -> control.Reply:
+        if request.cancel:
+            return control.Volume(request.id, await self.promoter.cancel(request.name))
+        info = await self.promoter.promote(request.name, self._progress(client, request))
+        return control.Volume(request.id, info)
 
     async def _make_template(self, client: Client, request: control.MakeTemplate) -> control.Reply:
         return control.Volume(request.id, await self.snapshots.make_template(request.name))

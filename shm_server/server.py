@@ -26,6 +26,7 @@ from shm_server.dispatch import Attachment, Dispatcher
 from shm_server.interfaces.exports import ExportRule, Exports
 from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
+from shm_server.promoting import Promoter
 from shm_server.requests import Requests
 from shm_server.runtime import Runtime
 from shm_server.sanitizer import Sanitizer
@@ -122,6 +123,10 @@ class Server:
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )
         self._requests.snapshots = Snapshots(self._runtime, self._stores, self._manager, self._requests.volume_changed)
+        self._requests.promoter = Promoter(
+            *(self._runtime, self._stores, self._manager, self._requests.snapshots, self._catalog),
+            self._requests.volume_changed,
+        )
         checks = self._stores.layer_checks if self._stores.can_layer else None
         self._requests.scrubber = Scrubber(self._runtime, checks, self._manager, settings.checksum_bytes_per_s)
         self._looks = checks.looks if checks is not None else ()

@@ -15,10 +15,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shm_server.abi import names
 from shm_server.abi.control import VolumeInfo
@@ -58,6 +58,7 @@ class Snapshots:
         self._unsound: set[int] = set()  # bases that are not what their checksums say
         self._is_tidying = False
         self._must_tidy = False
+        self.after_merges: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]] = _nothing  # promoting.py
         self.tidy()
 
     # What can be asked for ------------------------------------------------------------------------------------------
@@ -111,15 +112,12 @@ class Snapshots:
         async with self._manager.locked(name):
             record = self._check_changeable(name)
             await self._manager.vacate([names.join(name, snapshot)])
-            gone: Snapshot = await self._manager.on_thread(
-                lambda: self._lineage.remove_snapshot(record.uuid, snapshot)
-            )
+            gone: Snapshot = await self._manager.on_thread(lambda: self._lineage.remove_snapshot(record.uuid, snapshot))
             log.info("volume %s: snapshot %s removed", name, snapshot)
             self._manager.tell_removed(name, snapshot, gone.identity)
             try:
                 if not await self._manager.on_thread(lambda: self._lineage.stands_alone(record.uuid)):
-                    # What is being written can't be merged.
-                    await self._push(record, lambda _layer, _created_s: self._lineage.seal(record.uuid))
+                    await self.push(record)  # what is being written can't be merged
             except OSError as error:
                 log.warning("volume %s: the space of snapshot %s comes back later: %s", name, snapshot, error)
         self.tidy()
@@ -202,6 +200,10 @@ class Snapshots:
 
     # Layers ---------------------------------------------------------------------------------------------------------
 
+    async def push(self, record: Record) -> None:
+        """What is written next is in a layer of its own, and all below is sealed. For who has the volume's lock."""
+        await self._push(record, lambda _layer, _created_s: self._lineage.seal(record.uuid))
+
     async def _push(self, record: Record, keep: Callable[[int, float], None]) -> None:
         """A new layer on top, then all below it durable, then ``keep`` notes that in the catalogue: it gets the layer
         below and the time when it was the top no longer. For who has the volume's lock."""
@@ -273,6 +275,7 @@ class Snapshots:
             for name, merge in await manager.on_thread(lineage.collapsible):
                 await self._collapse(name, merge)
             await manager.on_thread(self._remove_garbage)
+            await self.after_merges(lambda: self._must_tidy)
 
     async def _collapse(self, name: str, merge: Merge) -> None:
         """A volume that nobody holds and that has no snapshots any more is a plain store again. Whoever wants to have
@@ -292,6 +295,8 @@ class Snapshots:
                 if manager.is_awaited(name):
                     return
                 await self._runtime.pause
+            files = manager.record(name).files
+            await manager.on_thread(lambda: self._stores.adopt(merge.lower, files))
             if await manager.on_thread(lambda: self._lineage.collapsed(merge)):
                 manager.layers.pop(name, None)
                 await manager.on_thread(lambda: checks.remove([merge.lower.number]))  # a crash here: the next start
@@ -327,6 +332,10 @@ class Snapshots:
         if garbage := self._lineage.garbage():
             self._stores.remove_layers(garbage)
             self._lineage.forget(garbage)
+
+
+async def _nothing(_must_yield: Callable[[], bool]) -> None:
+    """Nobody promotes."""
 
 
 def _step(steps: Iterator[object]) -> bool:

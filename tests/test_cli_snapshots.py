@@ -248,6 +248,26 @@ def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) ->
         assert disk.command(bytes((0x2A, *bytes(7), 1, 0)), write=bytes(512)).sense[2] == DATA_PROTECT
 
 
+def test_a_clone_is_promoted_under_its_initiator(serve: Serve, context: Context, name: str) -> None:
+    """It waits for the end, what the clone was made of can go then, and the session has seen nothing of it."""
+
+    def volume(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("volume", command, "--state-dir", serve.state_dir, *arguments)
+
+    put(context, name, b"first")
+    context.set_volume_as_template(name)
+    context.clone_volume(name, None, f"{name}.clone")
+    with session(serve, f"{name}.clone") as disk:
+        write_block(disk, 3, b"mine")
+        assert volume("remove", name).returncode == BUSY
+        made = volume("promote", f"{name}.clone")
+        assert (made.returncode, made.stdout, made.stderr) == (DONE, "", "")
+        assert volume("remove", name).returncode == DONE
+        assert (read_block(disk, 0)[:5], read_block(disk, 3)) == (b"first", b"mine")
+    assert volume("promote", "--cancel", f"{name}.clone").returncode == DONE
+    assert volume("promote", name).returncode == NOT_FOUND
+
+
 def test_another_name_is_another_target(serve: Serve, context: Context, name: str) -> None:
     """The disk under the new name is the same one, by its serial number; the old name is none any more. Not while an
     initiator is logged in."""

@@ -217,6 +217,20 @@ def volume_clone(name: str, names: tuple[str, ...], state_dir: Path | None) -> N
         context.clone_volume(name, names[0] if len(names) == 2 else None, names[-1])
 
 
+@volume.command("promote")
+@click.argument("name")
+@click.option("--cancel", is_flag=True, help="Let the volume stay a clone, and give back what was copied.")
+@shared.state_dir_option
+def volume_promote(name: str, cancel: bool, state_dir: Path | None) -> None:
+    """Copy what the clone NAME has of others, so that what it was made of can be removed. Whoever uses it goes on.
+
+    Waits until it is done. Interrupted, or over a restart of the server, it goes on in the background; the same command
+    waits for it again.
+    """
+    with shared.context(state_dir) as context, shared.progress(f"promoting {name}") as on_progress:
+        context.promote_volume(name, cancel=cancel, on_progress=on_progress)
+
+
 @volume.command("template")
 @click.argument("name")
 @shared.yes_option

@@ -227,6 +227,16 @@ class Clone(Message, frozen=True):
     new_name: str
 
 
+class Promote(Message, frozen=True):
+    """Copy what the volume has of others, as a clone, so that it stands on nothing of theirs. The reply comes when that
+    is done; Progressed tells of bytes. It is durable, and goes on when the client leaves; ``cancel`` ends it, and gives
+    back what was copied. Nothing happens where it is no clone. EIO: a page can't be read; ENOSPC; ECANCELED."""
+
+    id: int
+    name: str
+    cancel: bool = False
+
+
 class MakeTemplate(Message, frozen=True):
     """What the volume is now it is for ever: it is read and cloned, and every change is EROFS. Its snapshots go.
     Nothing happens where it is one. EBUSY: held; ENOTEMPTY: clones stand on its snapshots; EOPNOTSUPP."""
@@ -302,6 +312,7 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     can_exit_sanitize: bool = False  # and "exit failure mode" ends that
     is_read_only: bool = False  # opening it for writing is EROFS: a snapshot (VOLUME@SNAPSHOT), or a template
     is_template: bool = False
+    promotion: int | None = None  # how far it has come, 0 to 65535; None: none runs
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True):
@@ -368,7 +379,7 @@ class Opened(Message, frozen=True):
 
 
 class Volume(Message, frozen=True):
-    """Reply to Create, Resize, Rename, Stat, Sanitize, RollBack, Clone, MakeTemplate."""
+    """Reply to Create, Resize, Rename, Stat, Sanitize, RollBack, Clone, MakeTemplate, Promote."""
 
     id: int
     info: VolumeInfo
@@ -473,7 +484,7 @@ class VolumeResized(Message, frozen=True):
 
 class VolumeChanged(Message, frozen=True):
     """A sanitize operation has begun, come further, ended or failed, or its failure mode was left; or the volume was
-    rolled back, perhaps to another size; or it is a template now."""
+    rolled back, perhaps to another size; or it is a template now, or a promotion has begun or ended."""
 
     sequence: int
     info: VolumeInfo
@@ -531,6 +542,7 @@ Request: TypeAlias = (
     | RollBack
     | Clone
     | MakeTemplate
+    | Promote
     | ListChanges
     | Check
     | List

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -245,6 +245,23 @@ class Stores(Protocol):
         """What the open store has of the layer ``upper``, if anything, it finds in the one below from now on."""
         ...
 
+    def promote(self, chain: Chain, done_bytes: int) -> Generator[tuple[int, bool], None, None]:
+        """Copy what the last of ``chain`` has of those below it into it; so many bytes were done before. Each step says
+        how many are, and whether durably; all of it at the end."""
+        ...
+
+    def give_up(self, chain: Chain) -> Generator[tuple[int, bool], None, None]:
+        """Give back what promote() has copied."""
+        ...
+
+    def promoted(self, store: Store, number: int) -> None:
+        """What the open store has of layers below that one, if it has it, it finds in that one from now on."""
+        ...
+
+    def adopt(self, base: LayerFile, name: str) -> None:
+        """What a layer has, which stays, is what create() makes under this name, durably."""
+        ...
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         """Remove them, durably; those that are not there are fine."""
         ...
@@ -282,6 +299,18 @@ class WithoutLayers:
 
     def merged(self, store: Store, upper: int) -> None:
         pass
+
+    def promote(self, chain: Chain, done_bytes: int) -> Generator[tuple[int, bool], None, None]:
+        raise no_layers()
+
+    def give_up(self, chain: Chain) -> Generator[tuple[int, bool], None, None]:
+        raise no_layers()
+
+    def promoted(self, store: Store, number: int) -> None:
+        pass
+
+    def adopt(self, base: LayerFile, name: str) -> None:
+        raise no_layers()
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         pass

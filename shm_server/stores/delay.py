@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shm_server.stores.base import Chain, LayerFile, Store, Stores, Views
@@ -181,6 +181,18 @@ class DelayStores:
 
     def merged(self, store: Store, upper: int) -> None:
         self._stores.merged(store.inner if isinstance(store, DelayStore) else store, upper)
+
+    def promote(self, chain: Chain, done_bytes: int) -> Generator[tuple[int, bool], None, None]:
+        return self._stores.promote(chain, done_bytes)
+
+    def give_up(self, chain: Chain) -> Generator[tuple[int, bool], None, None]:
+        return self._stores.give_up(chain)
+
+    def promoted(self, store: Store, number: int) -> None:
+        self._stores.promoted(store.inner if isinstance(store, DelayStore) else store, number)
+
+    def adopt(self, base: LayerFile, name: str) -> None:
+        self._stores.adopt(base, name)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         self._stores.remove_layers(layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from shm_server.stores import linux
@@ -20,6 +20,7 @@ from shm_server.stores.layer import Checking, Layer, allocated_bytes, create_fil
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
+from shm_server.stores.promoting import give_up, promote
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
 from shm_server.stores.sealed import SealedStore
 from shm_server.stores.summing import LayerChecks
@@ -113,9 +114,12 @@ class FileStores:
         return store
 
     def open_sealed(self, name: str, chain: Chain) -> Store:
+        return self._open_sealed(chain)
+
+    def _open_sealed(self, chain: Chain) -> SealedStore:
         checking = self._checking()
         layers = [self._layer(file, checking, is_writable=False) for file in chain]
-        redo = RedoFile(self._redo_path(name), "")  # which nothing ever comes to
+        redo = RedoFile(self._redo_path("none"), "")  # which nothing ever comes to
         store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
         try:
             store.load()
@@ -164,6 +168,22 @@ class FileStores:
     def merged(self, store: Store, upper: int) -> None:
         if isinstance(store, LayeredStore | SealedStore):
             store.replace(upper)
+
+    def promote(self, chain: Chain, done_bytes: int) -> Generator[tuple[int, bool], None, None]:
+        return promote(chain[-1], lambda: self._open_sealed(chain), self._checks, done_bytes)
+
+    def give_up(self, chain: Chain) -> Generator[tuple[int, bool], None, None]:
+        return give_up(chain[-1], lambda: self._open_sealed(chain), self._checks)
+
+    def promoted(self, store: Store, number: int) -> None:
+        if isinstance(store, LayeredStore | SealedStore):
+            store.rebase(number)
+
+    def adopt(self, base: LayerFile, name: str) -> None:
+        if base.name != self.base_name(name):
+            self.path(name).unlink(missing_ok=True)  # of another time, which did not come to its end
+            os.link(self._directory / base.name, self.path(name))
+            sync_directory(self._directory)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         layers = list(layers)

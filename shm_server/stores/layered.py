@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from shm_server.stores.base import INLINE_BYTES, Chain, Store, Views, copy_by_buffer, views_after, views_until
 from shm_server.stores.descriptor import MAX_INLINE_WRITE_BYTES, DescriptorStore, write_by_redo
@@ -329,6 +330,17 @@ class LayeredStore:
         if (layer := self.stack.remove(upper)) is not None:
             layer.leave()
             self._look_at_top()  # where nothing is written that may have been it
+
+    def rebase(self, number: int) -> None:
+        """The layer of that number has all that those below it had: it is the base."""
+        gone = self.stack.rebase(number)
+        for layer in gone:
+            layer.leave()
+        if gone:
+            base = self.stack.base
+            base.file = replace(base.file, is_base=True)
+            self._base_bytes = base.data.size_bytes()
+            self._look_at_top()
 
     def resize(self, size_bytes: int) -> None:
         self._top.resize(size_bytes)

@@ -70,7 +70,7 @@ class _Merge:
         self, runs: Sequence[Run], upper: DescriptorStore, lower: DescriptorStore, log: MapLog | None
     ) -> Iterator[None]:
         are_complete = _is_complete(self._upper_sums, upper) and _is_complete(self._lower_sums, lower)
-        yield from self._take_sums_away(runs)
+        yield from take_sums_away(self._lower_sums, runs)
         if lower.size_bytes() < upper.size_bytes():
             lower.resize(upper.size_bytes())
         for kind, first, count in runs:
@@ -103,18 +103,6 @@ class _Merge:
 
     # Checksums ------------------------------------------------------------------------------------------------------
 
-    def _take_sums_away(self, runs: Sequence[Run]) -> Iterator[None]:
-        sums = self._lower_sums
-        if not sums.is_there:
-            return
-        sums.uncover()
-        none = array("I", bytes(4 * SUMS_STEP_PAGES))
-        for step, (first, count) in enumerate(_sums_steps(sums, runs)):
-            sums.put(first, none[:count])
-            if step % SUMS_STEPS == 0:
-                yield
-        sums.sync()
-
     def _put_sums(self, runs: Sequence[Run]) -> Iterator[None]:
         steps = 0
         for run in runs:
@@ -129,6 +117,19 @@ class _Merge:
             if steps >= SUMS_STEPS:
                 steps = 0
                 yield
+
+
+def take_sums_away(sums: SumsFile, runs: Sequence[Run]) -> Iterator[None]:
+    """Of pages that will change; durably."""
+    if not sums.is_there:
+        return
+    sums.uncover()
+    none = array("I", bytes(4 * SUMS_STEP_PAGES))
+    for step, (first, count) in enumerate(_sums_steps(sums, runs)):
+        sums.put(first, none[:count])
+        if step % SUMS_STEPS == 0:
+            yield
+    sums.sync()
 
 
 def _sums_steps(sums: SumsFile, runs: Sequence[Run]) -> Iterator[tuple[int, int]]:

@@ -31,6 +31,7 @@ class SealedStore:
         self.read = chain.read
         self.extent = chain.extent
         self.replace = chain.replace
+        self.rebase = chain.rebase
         self.allocated_bytes = chain.allocated_bytes
         self.close = chain.close
         self.sources = chain.sources

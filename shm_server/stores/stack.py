@@ -48,6 +48,19 @@ class Stack(dict[int, Layer]):
             insort(self._numbers, layer.file.number)
             self._layers[layer.file.number] = self.top = layer
 
+    def rebase(self, number: int) -> list[Layer]:
+        """It has all that the layers below it had. Returns these; none where it is not there, or is the base."""
+        with self._lock:
+            if (base := self._layers.pop(number, None)) is None:
+                return []
+            gone = [self.base, *(layer for below, layer in self._layers.items() if below < number)]
+            self._layers = {above: layer for above, layer in self._layers.items() if above > number}
+            self._numbers = sorted(self._layers)
+            self.base = base
+            self.top = self._layers[self._numbers[-1]] if self._numbers else base
+            self.clear()
+        return gone
+
     def remove(self, number: int) -> Layer | None:
         """It was merged into the one below. None: it was not there."""
         with self._lock:

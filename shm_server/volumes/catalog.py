@@ -85,6 +85,11 @@ ALTER TABLE snapshots ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE snapshots ADD COLUMN metadata BLOB NOT NULL DEFAULT x'';
 ALTER TABLE volumes ADD COLUMN is_template INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE volumes ADD COLUMN stem TEXT;
+CREATE TABLE promotions (
+    uuid TEXT PRIMARY KEY,
+    layer INTEGER NOT NULL,
+    done_bytes INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 # What each format brought.
 _ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _LIFE_SCHEMA}
@@ -211,7 +216,8 @@ class Catalog:
         """A volume and all that is its, at once; layers are garbage, but for the base, which goes with the store."""
         with self.transaction() as execute:
             execute(
-                "UPDATE layers SET state = 'garbage', parent = NULL WHERE parent IS NOT NULL "
+                "UPDATE layers SET state = 'garbage', parent = NULL "
+                "WHERE (parent IS NOT NULL OR file = number || '.data') "
                 "AND uuid IN (SELECT uuid FROM volumes WHERE name = ?)",
                 (name,),
             )
@@ -221,7 +227,7 @@ class Catalog:
                 (name,),
             )
             forget_snapshots(execute, "uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
-            for table in ("records", "sanitize", "tops"):
+            for table in ("records", "sanitize", "tops", "promotions"):
                 execute(f"DELETE FROM {table} WHERE uuid IN (SELECT uuid FROM volumes WHERE name = ?)", (name,))
             execute("DELETE FROM volumes WHERE name = ?", (name,))
 

@@ -46,6 +46,7 @@ SELECT upper.number, lower.number FROM layers AS lower JOIN layers AS upper ON u
 WHERE lower.state = 'sealed' AND upper.state = 'sealed'
 AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = lower.number)
 AND NOT EXISTS (SELECT 1 FROM layers AS other WHERE other.parent = lower.number AND other.number != upper.number)
+AND NOT EXISTS (SELECT 1 FROM promotions WHERE layer = lower.number)
 """
 _COLLAPSIBLE = """
 FROM tops JOIN layers AS top ON top.number = tops.layer JOIN layers AS base ON base.number = top.parent
@@ -100,7 +101,8 @@ class Lineage:
     def layers_of(self, uuid: str) -> list[LayerFile]:
         """Every layer that was made for a volume, but its base, which goes by the volume's name."""
         query = (
-            f"SELECT {_COLUMNS} FROM layers WHERE uuid = ? AND (parent IS NOT NULL OR state IN ('creating', 'garbage'))"
+            f"SELECT {_COLUMNS} FROM layers WHERE uuid = ? "
+            "AND (parent IS NOT NULL OR file = number || '.data' OR state IN ('creating', 'garbage'))"
         )
         return [_layer(*row) for row in self._catalog.select(query, (uuid,))]
 
@@ -166,9 +168,7 @@ class Lineage:
                 places = ", ".join("?" * (1 + len(fields(snapshot))))
                 execute(f"INSERT INTO snapshots (uuid, {_SNAPSHOT}) VALUES ({places})", (uuid, *astuple(snapshot)))
 
-    def label(
-        self, uuid: str, name: str, changes: Mapping[str, str | None], metadata: bytes | None = None
-    ) -> Snapshot:
+    def label(self, uuid: str, name: str, changes: Mapping[str, str | None], metadata: bytes | None = None) -> Snapshot:
         """Other labels (None: no more) and, unless None, metadata. ENOENT; EINVAL, E2BIG."""
         with self._catalog.transaction() as execute:
             query = f"SELECT {_SNAPSHOT} FROM snapshots WHERE uuid = ? AND name = ?"
@@ -312,7 +312,9 @@ class Lineage:
             if execute(query, (top, base)).fetchone() is None:
                 return False
             execute("DELETE FROM tops WHERE layer = ?", (top,))
-            execute("DELETE FROM layers WHERE number = ?", (base,))
+            # One that was no base from the beginning has files of its own, besides the plain store's.
+            execute("UPDATE layers SET state = 'garbage' WHERE number = ? AND file = number || '.data'", (base,))
+            execute("DELETE FROM layers WHERE number = ? AND state != 'garbage'", (base,))
             execute("UPDATE layers SET state = 'garbage', parent = NULL WHERE number = ?", (top,))
         return True
 

@@ -11,6 +11,7 @@ from typing import Any
 from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.progress import Progress
+from shm_server.promoting import Promoter
 from shm_server.runtime import Job, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.scrubbing import Checked, Scrubber
@@ -61,6 +62,9 @@ class Pool:
             self.runtime, self.stores, self.manager, lambda info, _: self.watcher.rolled_back.append(info)
         )
         self.sanitizer = Sanitizer(self.runtime, self.manager, lambda _info, _holders: None)
+        self.promoter = Promoter(
+            *(self.runtime, self.stores, self.manager, self.snapshots, self.catalog), lambda _info, _holders: None
+        )
         checks = self.stores.layer_checks if self.stores.can_layer else None
         self.scrubber = Scrubber(self.runtime, checks, self.manager, bytes_per_s=1 << 60)
 

@@ -93,6 +93,7 @@ NEW_COLUMNS = [  # of format 5
 
 def become_older(database: sqlite3.Connection, version: int) -> None:
     """At most format 4."""
+    database.execute("DROP TABLE promotions")
     database.execute("DROP INDEX snapshots_by_identity")
     for table, column in NEW_COLUMNS:
         database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
