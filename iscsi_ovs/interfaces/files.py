@@ -1,38 +1,26 @@
-"""Volumes as files: what a name means, who has a file open, how large it is, how it comes to be and grows.
+"""Volumes as files: who has a file open, how large it is, how it comes to be and grows; their snapshots, to be read.
 
-A file NAME.raw is the volume NAME. A file that was created and has no size yet is only known here: the first truncate
-or write gives it one, and that makes the volume. Sizes are the server's: multiples of 4096 bytes, never smaller than
-before (EPERM). A volume is held for writing from the first open for writing to the last close, over whichever lanes.
+What a path means is interfaces.tree's; names are the client library's here, of volumes and VOLUME@SNAPSHOT. A file
+that was created and has no size yet is only known here: the first truncate or write gives it one, and that makes the
+volume. Sizes are the server's: multiples of 4096 bytes, never smaller than before (EPERM). A volume is held for writing
+from the first open for writing to the last close, over whichever lanes.
 """
 
 from __future__ import annotations
 
 import errno
-import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from iscsi_ovs.interfaces.lanes import Lane, Lanes, Volume
-from iscsi_ovs.shm_client import VolumeStat
+from iscsi_ovs.interfaces.tree import file_name
+from iscsi_ovs.shm_client import SnapshotStat, VolumeStat
+from shm_server.abi import names
 
-SUFFIX = ".raw"
 SIZE_STEP_BYTES = 4096  # the server rounds sizes up to this
 CLOSE_LIMIT_S = 0.5  # a close whose release is on its way is waited for so long before unlink says EBUSY
-_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")  # CONTRACTS 4
-
-
-def volume_name(path: str) -> str | None:
-    """The volume that a path in the directory means; None: none can have this name."""
-    file_name = path[1:]
-    name = file_name.removesuffix(SUFFIX)
-    return name if name != file_name and _NAME.fullmatch(name) else None
-
-
-def file_name(volume: str) -> str:
-    return volume + SUFFIX
-
 
 class File:
     """A file that somebody has open, or that has no size yet."""
@@ -75,6 +63,18 @@ class Files:
         pending = {name for name, file in list(self._files.items()) if not file.is_volume}
         return sorted(listed | pending)
 
+    def stat_snapshot(self, name: str) -> tuple[VolumeStat, SnapshotStat]:
+        """By VOLUME@SNAPSHOT. ENOENT."""
+        return self._lanes.perform(_stat_snapshot, name)
+
+    def volumes(self) -> list[str]:
+        """Those that may have snapshots."""
+        return sorted(info.name for info in self._lanes.perform(_list))
+
+    def snapshots(self, volume: str) -> list[str]:
+        """Of a volume, as VOLUME@SNAPSHOT. ENOENT."""
+        return [names.join(volume, found.name) for found in self._lanes.perform(_list_snapshots, volume)]
+
     def _stat(self, name: str) -> VolumeStat:
         return self._lanes.perform(_stat, name)
 
@@ -110,7 +110,9 @@ class Files:
         raise OSError(errno.EEXIST, f"{file_name(name)} exists")
 
     def open(self, name: str, *, for_writing: bool, truncate: bool) -> File:
-        """ENOENT; EBUSY: somebody else writes it; EPERM: truncate to 0 what has a size."""
+        """ENOENT; EBUSY: somebody else writes it; EPERM: truncate to 0 what has a size; EROFS: a snapshot."""
+        if names.is_snapshot(name) and (for_writing or truncate):
+            raise OSError(errno.EROFS, "a snapshot can't be written")
         while True:
             with self._lock:
                 file = self._files.setdefault(name, File(name, is_volume=True))
@@ -148,6 +150,8 @@ class Files:
             if not file.opens or (for_writing and not file.writers):
                 file.volume.is_written = file.writers > 0
                 self._lanes.let_go(file.volume)
+                with self._closed:
+                    self._closed.notify_all()
             self._forget_unused(file)
 
     def _forget_unused(self, file: File) -> None:
@@ -162,15 +166,46 @@ class Files:
 
     def unlink(self, name: str) -> None:
         """Remove the volume, or forget what had no size. EBUSY: it is open here or elsewhere; ENOENT."""
-        deadline = time.monotonic() + CLOSE_LIMIT_S
         with self._closed:
-            while (file := self._files.get(name)) is not None and (file.opens or file.is_volume):
-                if not self._closed.wait(deadline - time.monotonic()):
-                    raise OSError(errno.EBUSY, f"{file_name(name)} is open")
+            file = self._wait(name, lambda file: not file.opens and not file.is_volume)
             if file is not None:
                 del self._files[name]
                 return
         self._lanes.perform(_remove, name)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give it another name; who has it open to read goes on. EEXIST: there is one of that name, which would be lost
+        with all its data; EBUSY: it is open for writing, here or elsewhere; ENOENT."""
+        with self._closed:
+            file = self._wait(name, lambda file: not file.writers)
+        uuid = None if file is not None and not file.is_volume else self._stat(name).uuid
+        if name == new_name:
+            return
+        if self._is_there(new_name):
+            raise OSError(errno.EEXIST, f"{file_name(new_name)} exists")
+        if uuid is not None:
+            self._lanes.perform(_rename, name, new_name, uuid)
+        with self._lock:
+            if file is not None and self._files.get(name) is file:
+                self._files[new_name] = self._files.pop(name)
+                file.name = file.volume.name = new_name
+
+    def _is_there(self, name: str) -> bool:
+        if name in self._files:
+            return True
+        try:
+            self._stat(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _wait(self, name: str, can_go: Callable[[File], bool]) -> File | None:
+        """For who has ``_closed``: the file, when it is so far; None when it is closed. EBUSY: that takes too long."""
+        deadline = time.monotonic() + CLOSE_LIMIT_S
+        while (file := self._files.get(name)) is not None and not can_go(file):
+            if not self._closed.wait(deadline - time.monotonic()):
+                raise OSError(errno.EBUSY, f"{file_name(name)} is open")
+        return file
 
     # Data ----------------------------------------------------------------------------------------------------------
 
@@ -258,8 +293,27 @@ def _stat(lane: Lane, name: str) -> VolumeStat:
     return found
 
 
+def _stat_snapshot(lane: Lane, name: str) -> tuple[VolumeStat, SnapshotStat]:
+    found: SnapshotStat = lane.context.stat_snapshot(*names.split(name))
+    return _stat(lane, name), found
+
+
+def _list_snapshots(lane: Lane, volume: str) -> list[SnapshotStat]:
+    found: list[SnapshotStat] = lane.context.list_snapshots(volume)
+    return found
+
+
 def _remove(lane: Lane, name: str) -> None:
     lane.context.remove_volume(name)
+
+
+def _rename(lane: Lane, name: str, new_name: str, uuid: str) -> None:
+    """Twice is once, where the first answer was lost."""
+    try:
+        lane.context.rename(name, new_name)
+    except FileNotFoundError:
+        if lane.context.stat_volume(new_name).uuid != uuid:
+            raise
 
 
 def _grow(lane: Lane, name: str, size: int) -> None:

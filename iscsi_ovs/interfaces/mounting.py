@@ -32,6 +32,7 @@ FILE_SYSTEM = "iscsi-ovs"  # the mount table says fuse.iscsi-ovs
 MOUNT_LIMIT_S = 40.0
 # How long Linux may keep names and sizes: others grow and remove volumes, too.
 ATTRIBUTES_S = 0.1
+RENAME_NOREPLACE = 1  # linux/fs.h; nothing is replaced in any case
 _READY = b"ready\n"
 _ENDED_BY_SIGNAL = 8  # what fuse_main returns then
 
@@ -155,8 +156,8 @@ def _leave_the_caller() -> None:
 
 
 def _binding(mfusepy: Any) -> Callable[..., Any]:
-    """mfusepy's FUSE, but READ and WRITE hand the kernel's memory through instead of making bytes of it, and ftruncate
-    its file's number (mfusepy passes the path alone, which an open file comes without).
+    """mfusepy's FUSE, but READ and WRITE hand the kernel's memory through instead of making bytes of it, ftruncate its
+    file's number (mfusepy passes the path alone, which an open file comes without), and renameat2 is not rename.
     """
 
     threads: set[int] = set()
@@ -177,6 +178,12 @@ def _binding(mfusepy: Any) -> Callable[..., Any]:
             except Exception:
                 logger.exception("a mistake of ours")
                 return -errno.EIO
+
+        def rename_fuse_3(self, old: bytes, new: bytes, flags: int) -> int:
+            if flags & ~RENAME_NOREPLACE:
+                raise OSError(errno.EINVAL, "files can't be exchanged")
+            renamed: int = self.rename_fuse_2(old, new)
+            return renamed
 
         def read(self, path: bytes | None, buffer: Any, size: int, offset: int, information: Any) -> int:
             done: int = self.operations.read(buffer, size, offset, information.contents.fh)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from iscsi_ovs.shm_client import Context
 from tests import tools
 from tests.interop import processes
 from tests.interop.serving import Serve, iscsi_ovs
@@ -31,6 +32,15 @@ class Mount:
         shown = self.serve.volume("show", volume)
         assert shown.returncode == 0, shown.stderr
         return dict(line.split(": ", 1) for line in shown.stdout.splitlines() if ": " in line)
+
+    def snapshot(self, command: str, *arguments: str, code: int = 0) -> str:
+        """``iscsi-ovs snapshot``."""
+        return run("snapshot", command, "--state-dir", self.serve.state_dir, *arguments, code=code)
+
+    def lets_go(self, name: str) -> bool:
+        """Nobody has the volume or snapshot open."""
+        with Context(state_dir=self.serve.state_dir) as context:
+            return all(handle.volume != name for handle in context.list_handles())
 
     def allocated(self, volume: str) -> int:
         return int(str(self.row(volume)["allocated_bytes"]))

@@ -1,4 +1,4 @@
-"""What a name means, and when a flush has nothing to do."""
+"""When a flush has nothing to do."""
 
 from __future__ import annotations
 
@@ -7,26 +7,8 @@ from typing import Any
 
 import pytest
 
-from iscsi_ovs.interfaces.files import File, Files, file_name, volume_name
+from iscsi_ovs.interfaces.files import File, Files
 from iscsi_ovs.interfaces.lanes import Lane
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("/a.raw", "a"),
-        ("/a.raw.raw", "a.raw"),
-        ("/0-1.2.raw", "0-1.2"),
-        ("/a", None),
-        ("/.raw", None),
-        ("/A.raw", None),
-    ],
-)
-def test_names(path: str, name: str | None) -> None:
-    """A trailing .raw is not part of the name, and nothing is without it."""
-    assert volume_name(path) == name
-    if name is not None:
-        assert "/" + file_name(name) == path
 
 
 class FakeLanes:

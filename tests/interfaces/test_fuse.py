@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import itertools
+import json
 import mmap
 import os
 import random
 import shutil
+import signal
 import stat
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -146,16 +149,39 @@ def test_unlink_removes_the_volume(mount: Mount, name: str, path: Path) -> None:
         path.unlink()
 
 
-def test_mv_copies(mount: Mount, name: str, path: Path) -> None:
-    """rename is EXDEV, and mv then copies and removes."""
+def test_mv_renames(mount: Mount, name: str, path: Path) -> None:
+    """The same volume under another name; who reads it goes on, who writes is not disturbed, and nothing is written
+    over; a file without a size has another name, too."""
     put(path, b"moved")
-    other = mount.path(f"{name}-b")
-    with pytest.raises(OSError) as raised:
-        path.rename(other)
-    assert raised.value.errno == errno.EXDEV
-    shell("mv", path, other)
-    assert other.read_bytes()[:5] == b"moved"
-    assert not path.exists()
+    uuid = mount.row(name)["uuid"]
+    other, third = mount.path(f"{name}-b"), mount.path(f"{name}-c")
+    with path.open("rb", buffering=0) as reader:
+        shell("mv", path, other)
+        assert os.pread(reader.fileno(), 5, MIB) == bytes(5)
+        assert os.fstat(reader.fileno()).st_size == 4 * MIB
+        assert not path.exists()
+        with other.open("r+b") as writer:
+            writer.write(b"again")
+            with pytest.raises(OSError, match="busy"):
+                other.rename(third)
+    mount.until_let_go(f"{name}-b")
+    assert mount.row(f"{name}-b")["uuid"] == uuid
+    assert other.read_bytes()[:5] == b"again"
+    third.touch()
+    with pytest.raises(FileExistsError):
+        other.rename(third)
+    third.rename(path)
+    os.truncate(path, MIB)
+    with pytest.raises(FileExistsError):
+        other.rename(path)
+    assert (path.stat().st_size, other.stat().st_size) == (MIB, 4 * MIB)
+    with pytest.raises(FileNotFoundError):
+        third.rename(mount.path(f"{name}-d"))
+    with pytest.raises(OSError, match="Invalid"):
+        path.rename(mount.directory / "UPPER")
+    exchange = 2
+    assert _libc.renameat2(-100, bytes(path), -100, bytes(other), exchange) == -1
+    assert ctypes.get_errno() == errno.EINVAL
 
 
 @pytest.mark.parametrize("bad", ["UPPER.raw", "no-suffix", "-a.raw", ".raw", f"{'x' * 64}.raw", "a b.raw"])
@@ -177,7 +203,7 @@ def test_there_are_no_directories_and_no_links(mount: Mount) -> None:
 def test_statfs_is_the_pool_s(mount: Mount) -> None:
     """df shows the file system that the pool lies on."""
     here, pool = os.statvfs(mount.directory), os.statvfs(mount.serve.state_dir)
-    assert (here.f_blocks * here.f_frsize, here.f_namemax) == (pool.f_blocks * pool.f_frsize, 67)
+    assert (here.f_blocks * here.f_frsize, here.f_namemax) == (pool.f_blocks * pool.f_frsize, 131)
 
 
 def test_times_modes_and_owners_are_accepted(path: Path) -> None:
@@ -255,6 +281,81 @@ def test_space_can_t_be_reserved(path: Path) -> None:
     with path.open("r+b") as file, pytest.raises(OSError) as raised:
         fallocate(file.fileno(), 0, 0, MIB)
     assert raised.value.errno == errno.EOPNOTSUPP
+
+
+# Snapshots ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def past(mount: Mount, name: str, path: Path) -> Path:
+    """A snapshot of a volume that has gone on since: it begins with "then"."""
+    put(path, b"then")
+    mount.until_let_go(name)
+    mount.snapshot("create", name, "Monday_1")
+    put(path, b"now!")
+    return mount.directory / ".snapshots" / name / "Monday_1.raw"
+
+
+def test_snapshots_are_read(mount: Mount, name: str, path: Path, past: Path) -> None:
+    """Each volume has a directory of them; each has the size of then, and was last changed when it was made."""
+    with path.open("r+b") as writer:
+        os.truncate(path, 8 * MIB)
+        assert past.read_bytes() == b"then" + bytes(4 * MIB - 4)
+        writer.write(b"soon")
+        writer.flush()
+        assert past.read_bytes()[:4] == b"then"
+    found = past.stat()
+    created = datetime.fromisoformat(json.loads(mount.snapshot("show", name, "Monday_1", "-o", "json"))["created"])
+    assert (found.st_size, int(found.st_mtime)) == (4 * MIB, int(created.timestamp()))
+    assert stat.filemode(found.st_mode) == "-r--------"
+    assert found.st_blocks * 512 < MIB
+    assert os.listdir(past.parent) == [past.name]
+    assert name in os.listdir(past.parent.parent)
+    assert past.parent.parent.name in os.listdir(mount.directory)
+    mount.snapshot("create", name, "other")
+    assert sorted(os.listdir(past.parent)) == [past.name, "other.raw"]
+    for missing in (past.with_name("none.raw"), past.parent.with_name("none") / past.name, past.parent.with_name("no")):
+        with pytest.raises(FileNotFoundError):
+            missing.stat()
+
+
+def test_snapshots_are_not_written(path: Path, past: Path) -> None:
+    """EROFS for whatever would change them, or the directories that they stand in."""
+    new = past.with_name("new.raw")
+    for attempt in (
+        lambda: past.open("r+b"),
+        lambda: os.open(past, os.O_RDONLY | os.O_TRUNC),
+        lambda: os.truncate(past, 0),
+        past.unlink,
+        new.touch,
+        lambda: past.rename(path.with_name("taken.raw")),
+        lambda: path.rename(new),
+        new.mkdir,
+        past.parent.rmdir,
+        lambda: past.chmod(0o600),
+        lambda: os.utime(past),
+    ):
+        with pytest.raises(OSError, match="Read-only") as raised:
+            attempt()
+        assert raised.value.errno == errno.EROFS
+    assert path.exists()
+
+
+def test_a_snapshot_that_is_open_stays(mount: Mount, name: str, path: Path, past: Path) -> None:
+    """It can't be removed, nor can its volume; over the server's death it is the same; closed it goes, and then it is
+    not there any more."""
+    with past.open("rb") as reader:
+        assert reader.read(4) == b"then"
+        mount.snapshot("remove", name, "Monday_1", "--yes", code=4)
+        os.kill(mount.serve.server_pid(), signal.SIGKILL)
+        with past.open("rb", buffering=0) as again:
+            assert again.read(4) == b"then"
+        assert os.pread(reader.fileno(), 4, 2 * MIB) == bytes(4)
+        with pytest.raises(OSError, match="busy"):
+            path.unlink()
+    processes.wait_until(lambda: mount.lets_go(f"{name}@Monday_1"), 5.0, "the snapshot let go")
+    mount.snapshot("remove", name, "Monday_1", "--yes")
+    processes.wait_until(lambda: not past.exists(), 5.0, "it is gone")
 
 
 def test_many_threads_on_one_file(path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_process_ends_with_the_mount(mount: Mount) -> None:
     assert processes.wait_gone(pid, 10.0)
     assert os.listdir(mount.directory) == []
     run("mount", mount.directory, "--state-dir", mount.serve.state_dir)  # for the fixture's end
-    assert os.listdir(mount.directory) == ["demo.raw"]
+    assert sorted(os.listdir(mount.directory)) == [".snapshots", "demo.raw"]
 
 
 def test_sigterm_unmounts(mount: Mount, short_dir: Path) -> None:
@@ -68,7 +68,7 @@ def test_sigterm_unmounts(mount: Mount, short_dir: Path) -> None:
     try:
         os.close(writer)
         assert os.read(reader, 10) == b"ready\n"
-        assert os.listdir(point) == ["demo.raw"]
+        assert sorted(os.listdir(point)) == [".snapshots", "demo.raw"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0
         assert os.listdir(point) == []
