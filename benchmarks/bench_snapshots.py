@@ -86,7 +86,7 @@ class Point:
 READS = (Point(RANDOM_READ), Point(READ))
 WRITES = tuple(Point(shape, phase) for shape in (RANDOM_WRITE, WRITE) for phase in (FIRST, AGAIN))
 POINTS = (*READS, *WRITES)
-REQUESTS = {4 * KIB: 30_000, MIB: 768}  # of qemu-img bench, by block size
+REQUESTS = {4 * KIB: 20_000, MIB: 384}  # of qemu-img bench, by block size
 
 
 @dataclass(slots=True)
@@ -277,7 +277,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--enforce", action="store_true", help="exit code 1 when a goal is missed")
     options = parser.parse_args()
-    options.qemu_rounds, options.qcow2_seconds, options.pages = options.rounds, 20.0, 8192
+    options.qemu_rounds, options.qcow2_seconds, options.pages = max(1, options.rounds - 1), 10.0, 8192
     options.requests = REQUESTS
     if options.quick:
         options.rounds = options.qemu_rounds = 1
