@@ -2,8 +2,8 @@
 
 Both go layer by layer, a step of a MiB at a time on a thread. What is being made stands in the files themselves, so a
 server that starts anew goes on where it was. A check makes what is still missing, without a pace, and then reads all
-that the volume's snapshots stand on. Who sees a page that is bad is found out last: from the layer upwards, as far as
-no layer hides the page.
+that the volume's snapshots stand on; the background rests meanwhile. Who sees a page that is bad is found out last:
+from the layer upwards, as far as no layer hides the page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 
 from shm_server.manager import Manager
 from shm_server.progress import Progress
-from shm_server.runtime import Call, Job, Lane, Lock, Runtime, Wait
+from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.stores.base import Findings, LayerChecks, LayerFile
 from shm_server.volumes.sight import who_sees
 
@@ -56,7 +56,8 @@ class Scrubber:
         self._manager = manager
         self._bytes_per_s = bytes_per_s
         self._lane = Lane(1)
-        self._one_layer = Lock()
+        self._checking = 0  # checks that are under way
+        self._hurry: Wait[None] = Wait()  # set: the background is to go out of the way
         self._complete: set[int] = set()  # layers of which we know it
         self._must_look = False
         self.is_working = False
@@ -73,7 +74,7 @@ class Scrubber:
             return
         self._complete.discard(number)
         self._must_look = True
-        if not self.is_working:
+        if not self.is_working and not self._checking:
             self.is_working = True
             Job(self._work(self._checks), self._worked).start()
 
@@ -87,11 +88,12 @@ class Scrubber:
             self._must_look = False
             sealed: list[LayerFile] = await self._manager.on_thread(self._manager.lineage.sealed)
             for file in sealed:
+                if self._checking:
+                    return  # which looks again at its end
                 if file.number in self._complete:
                     continue
                 try:
-                    async with self._one_layer:
-                        await self._make(checks, file)
+                    await self._make(checks, file)
                 except OSError as error:
                     if await self._is_there(file):
                         log.error("checksums of layer %d, %s: %s", file.number, file.name, error)
@@ -104,9 +106,12 @@ class Scrubber:
                 read_bytes += count
                 ahead_s = read_bytes / self._bytes_per_s - (self._runtime.clock() - begun_s)
                 if ahead_s > 0:
-                    await self._runtime.wait(Wait(), ahead_s)
+                    self._hurry = Wait()
+                    await self._runtime.wait(self._hurry, ahead_s)
                 else:
                     await self._runtime.pause
+                if self._checking:
+                    return
         self._complete.add(file.number)
 
     async def _is_there(self, file: LayerFile) -> bool:
@@ -121,6 +126,17 @@ class Scrubber:
         """Every sealed layer that the volume stands on. ``renew``: checksums that are damaged are made anew, from the
         data as they are. ENOENT; ECANCELED."""
         uuid = self._manager.record(name).uuid
+        self._checking += 1
+        self._hurry.set()
+        try:
+            checked = await self._check(uuid, progress, renew=renew)
+        finally:
+            self._checking -= 1
+            self.look()
+        log.info("volume %s checked: %d layers, %d problems", name, checked.layers, checked.problems)
+        return checked
+
+    async def _check(self, uuid: str, progress: Progress, *, renew: bool) -> Checked:
         checked = Checked()
         problems: list[Problem] = []
         done: set[int] = set()
@@ -129,18 +145,16 @@ class Scrubber:
             assert self._checks is not None
             done.add(file.number)
             try:
-                async with self._one_layer:
-                    found = await self._check_layer(self._checks, file, at, renew=renew)
+                found = await self._check_layer(self._checks, file, at, renew=renew)
             except OSError:
                 progress.check()
                 if await self._is_there(file):
                     raise
-                continue  # it was merged meanwhile, and what it had comes to be looked at with the lower one
+                continue  # it was merged meanwhile, and verified as it was
             checked.layers += 1
             checked.pages += found.pages
             problems += await self._manager.on_thread(partial(self._tell, file, found))
         checked.problems, checked.told = len(problems), problems[:MAX_PROBLEMS]
-        log.info("volume %s checked: %d layers, %d problems", name, checked.layers, checked.problems)
         return checked
 
     async def _next(self, uuid: str, done: set[int], at: _Bytes) -> LayerFile | None:

@@ -2,7 +2,8 @@
 
 Slots are touched by system calls only, so a page is read into memory of ours, verified there, and then read once more,
 now out of the kernel's cache, to where it was wanted. That it was verified is remembered (verified.py), and the second
-read of a page is the plain one with a look at its bit in front. It is forgotten whenever the page may be another than
+read of a page is the plain one with a look at its bit in front; where that is known of a whole layer, or where there
+are no checksums yet, it is the plain one and nothing else. All that is forgotten whenever the page may be another than
 the one that was verified: somebody wrote to the file (watching.py), or it had left the kernel's cache and came from the
 medium again. The latter is seen by a read that can't be done at once; what the kernel reads ahead with it lies in its
 neighbourhood, so that is forgotten too. Where a file can't be watched nothing is remembered.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet, WeakValueDictionary
 
@@ -54,6 +56,10 @@ class Checks:
         self._sums: WeakValueDictionary[int, SumsFile] = WeakValueDictionary()
         self._gone: set[int] = set()  # numbers of layers, which are not used again
         self._users: dict[int, WeakSet[Verified]] = {}
+        self._readers: dict[int, WeakSet[CheckedReader]] = {}
+        self._passes: dict[int, int] = {}  # how many go through it
+        self._whole: set[int] = set()  # layers of which every page with a checksum is verified
+        self._changes: dict[int, int] = {}  # of layers that are watched: counts what may make a page another
         self._watches: dict[int, int] = {}  # of layers
         self._watched: dict[int, int] = {}  # the other way round
         self._is_blind = False
@@ -85,24 +91,64 @@ class Checks:
 
     # Who reads a layer, and who has changed it ----------------------------------------------------------------------
 
-    def use(self, file: LayerFile, verified: Verified) -> bool:
-        """``verified`` is told when pages of the layer change; False: it can't be, and must remember nothing."""
+    def use(self, file: LayerFile, verified: Verified, reader: CheckedReader) -> bool:
+        """The two are told when pages of the layer change; False: they can't be, and must remember nothing."""
         with self._lock:
             self._users.setdefault(file.number, WeakSet()).add(verified)
-            return self._watch(file)
+            self._readers.setdefault(file.number, WeakSet()).add(reader)
+            is_watched = self._watch(file)
+            changes = self._changes.get(file.number)
+        if not self.sums(file).is_there:
+            self.verified_whole(file.number, changes)
+        return is_watched
 
     def leave(self, file: LayerFile, verified: Verified) -> None:
         """Nobody comes to the layer by this store any more."""
+        number = file.number
         with self._lock:
-            users = self._users.get(file.number)
-            if users is None:
-                return
-            users.discard(verified)
-            if not users:
-                del self._users[file.number]
-                if (watch := self._watches.pop(file.number, None)) is not None:
-                    del self._watched[watch]
-                    self.looks[0].remove(watch)
+            if users := self._users.get(number):
+                users.discard(verified)
+            self._let_go(number)
+
+    def _let_go(self, number: int) -> None:
+        if not self._users.get(number) and not self._passes.get(number):
+            for kept in (self._users, self._readers, self._passes):
+                kept.pop(number, None)
+            self._whole.discard(number)
+            if (watch := self._watches.pop(number, None)) is not None:
+                del self._watched[watch], self._changes[number]
+                self.looks[0].remove(watch)
+
+    def is_whole(self, number: int) -> bool:
+        return number in self._whole
+
+    @contextmanager
+    def passing(self, file: LayerFile) -> Iterator[int | None]:
+        """While somebody goes through the whole layer it is watched; what is given is for verified_whole()."""
+        number = file.number
+        with self._lock:
+            self._passes[number] = self._passes.get(number, 0) + 1
+            self._watch(file)
+            changes = self._changes.get(number)
+        try:
+            yield changes
+        finally:
+            with self._lock:
+                self._passes[number] -= 1
+                self._let_go(number)
+
+    def verified_whole(self, number: int, changes: int | None) -> None:
+        """Every page of the layer that has a checksum was just held against it. ``changes`` None: nobody watched."""
+        with self._lock:
+            if changes is not None and self._changes.get(number) == changes:
+                self._whole.add(number)
+                for reader in self._readers.get(number, ()):
+                    reader.settle(is_whole=True)
+
+    def settle(self, number: int, reader: CheckedReader) -> None:
+        """For a reader that is new."""
+        with self._lock:
+            reader.settle(is_whole=number in self._whole)
 
     def _watch(self, file: LayerFile) -> bool:
         if file.number in self._watches:
@@ -118,6 +164,7 @@ class Checks:
             return False
         self._watches[file.number] = watch
         self._watched[watch] = file.number
+        self._changes[file.number] = 0
         return True
 
     def _modified(self, watch: int | None) -> None:
@@ -128,9 +175,15 @@ class Checks:
             if sums is None or not sums.is_being_merged:  # who merges into it says when that is over
                 self.forget(number)
 
-    def forget(self, number: int, first: int = 0, count: int = 0) -> None:
-        """Pages of a layer may be others than those that were verified; without a count all of them."""
+    def forget(self, number: int, first: int = 0, count: int = 0, *, is_passing: bool = False) -> None:
+        """Pages of a layer may be others than those that were verified; without a count all of them. ``is_passing``:
+        whoever says that goes through the whole layer, and will verify them next."""
         with self._lock:
+            self._whole.discard(number)
+            for reader in self._readers.get(number, ()):
+                reader.settle(is_whole=False)
+            if not is_passing and number in self._changes:
+                self._changes[number] += 1
             users = list(self._users.get(number, ()))
         for verified in users:
             verified.forget(first, count)
@@ -151,36 +204,64 @@ class Checks:
 
 
 class CheckedReader:
-    """A sealed layer's data, read as a store's. ``read_now`` belongs to the loop's thread, the others to any."""
+    """A sealed layer's data, read as a store's. ``read_now`` belongs to the loop's thread, the others to any.
+
+    Its parts know nothing of it: it goes, and the file is closed, when the last who uses it lets go.
+    """
+
+    __slots__ = ("__weakref__", "_verifier", "extent", "is_plain", "read", "read_now")
 
     def __init__(self, data: DescriptorStore, file: LayerFile, checks: Checks, verified: Verified) -> None:
-        self._data = data
+        self._verifier = _Verifier(data, file, checks, verified)
+        self.extent = data.extent
+        self.read = self._verifier.read
+        self.settle(is_whole=False)
+        # Without reads that only look at the cache nobody can say whether a page is still the one that was verified.
+        self._verifier.can_remember = checks.use(file, verified, self) and data.can_read_now
+        checks.settle(file.number, self)
+
+    def settle(self, *, is_whole: bool) -> None:
+        """How reads go from now on. What is memory leaves no cache."""
+        verifier = self._verifier
+        self.is_plain = is_whole and verifier.can_remember
+        self.read_now: Callable[[Views, int], int] = verifier.read_now
+        if self.is_plain:
+            self.read_now = verifier.data.read_now if verifier.data.is_memory else verifier.read_cached
+
+
+class _Verifier:
+    def __init__(self, data: DescriptorStore, file: LayerFile, checks: Checks, verified: Verified) -> None:
+        self.data = data
+        self.can_remember = False
+        self._is_memory = data.is_memory
         self._file = file
         self._checks = checks
         self._verified = verified
+        self._chunks = verified.chunks
         self._sums = checks.sums(file)
-        # Without reads that only look at the cache nobody can say whether a page is still the one that was verified.
-        self._can_remember = checks.use(file, verified) and data.can_read_now
-        self.extent = data.extent
 
     def read_now(self, views: Views, offset: int) -> int:
         length = len(views[0]) if len(views) == 1 else sum(map(len, views))
         first = offset >> _PAGE_SHIFT
         last = (offset + length - 1) >> _PAGE_SHIFT
-        verified = self._verified
-        if first == last:
-            chunk = verified.chunks.get(first >> CHUNK_SHIFT)
-            is_verified = False
-            if chunk is not None:
+        if first == last:  # in a line what Verified.has() says in a call
+            chunk = self._chunks.get(first >> CHUNK_SHIFT)
+            if chunk is None or not chunk.bits[(first >> 3) & _CHUNK_BYTE_MASK] >> (first & 7) & 1:
+                if not self._verify_now(first, 1):
+                    return 0
+            else:
                 chunk.was_used = True
-                is_verified = bool(chunk.bits[(first >> 3) & _CHUNK_BYTE_MASK] >> (first & 7) & 1)
-        else:
-            is_verified = verified.has(first, last)
-        if not is_verified and not self._verify_range_now(first, last):
+        elif not self._verified.has(first, last) and not self._verify_range_now(first, last):
             return 0
-        done = self._data.read_now(views, offset)
-        if done < length:
-            self._forget_around(first, last + 1 - first)  # having asked for it at once, it comes soon: another copy
+        return self.data.read_now(views, offset) if self._is_memory else self.read_cached(views, offset)
+
+    def read_cached(self, views: Views, offset: int) -> int:
+        """What is verified, if it is still in the kernel's cache."""
+        done = self.data.read_now(views, offset)
+        if done < (length := len(views[0]) if len(views) == 1 else sum(map(len, views))):
+            # Having asked for it at once, it comes soon: another copy.
+            first = offset >> _PAGE_SHIFT
+            self._forget_around(first, ((offset + length - 1) >> _PAGE_SHIFT) + 1 - first)
         return done
 
     def _verify_range_now(self, first: int, last: int) -> bool:
@@ -196,8 +277,8 @@ class CheckedReader:
             return False
         if any(sums):
             buffer = _buffers.step[: count * PAGE_BYTES]
-            got = self._data.read_now((buffer,), first * PAGE_BYTES)
-            if got < len(buffer) and first * PAGE_BYTES + got < self._data.size_bytes():
+            got = self.data.read_now((buffer,), first * PAGE_BYTES)
+            if got < len(buffer) and first * PAGE_BYTES + got < self.data.size_bytes():
                 self._forget_around(first, count)
                 return False
             self._compare(first, sums, buffer[:got])
@@ -218,15 +299,16 @@ class CheckedReader:
         first = offset >> _PAGE_SHIFT
         count = ((offset + length - 1) >> _PAGE_SHIFT) + 1 - first
         done = 0
-        for _ in range(MAX_TRIES if self._data.can_read_now else 0):
-            if self._verified.has(first, first + count - 1) or self._verify(first, count):
-                done += self._data.read_now(views_after(views, done), offset + done)
+        for _ in range(MAX_TRIES if self.data.can_read_now else 0):
+            is_whole = self.can_remember and self._checks.is_whole(self._file.number)
+            if is_whole or self._verified.has(first, first + count - 1) or self._verify(first, count):
+                done += self.data.read_now(views_after(views, done), offset + done)
                 if done == length:
                     return
                 # It has left the cache, or never came there: what comes now is another copy of it.
                 self._forget_around(first, count)
         self._verify(first, count)
-        self._data.read(views_after(views, done), offset + done)
+        self.data.read(views_after(views, done), offset + done)
 
     def _verify(self, first: int, count: int) -> bool:
         """Whatever has to be read for it. Raises BadPageError."""
@@ -235,11 +317,11 @@ class CheckedReader:
         if any(sums):
             buffer = _buffers.step[: count * PAGE_BYTES]
             at = first * PAGE_BYTES
-            got = self._data.read_now((buffer,), at)
+            got = self.data.read_now((buffer,), at)
             if got < len(buffer):
                 epoch = self._forget_around(first, count)
-                left = min(len(buffer), max(0, self._data.size_bytes() - at))
-                self._data.read((buffer[:left],), at)
+                left = min(len(buffer), max(0, self.data.size_bytes() - at))
+                self.data.read((buffer[:left],), at)
                 got = left
             self._compare(first, sums, buffer[:got])
         self._remember(first, count, epoch)
@@ -252,7 +334,7 @@ class CheckedReader:
         return self._verified.epoch
 
     def _remember(self, first: int, count: int, epoch: int) -> None:
-        if self._can_remember:
+        if self.can_remember:
             self._verified.add(first, count, epoch)
 
     def _compare(self, first: int, sums: array[int], data: memoryview) -> None:

@@ -44,6 +44,7 @@ class DescriptorStore:
         # Bound once, without a Python frame in between: this is the path of every I/O.
         self.read_now: Callable[[Views, int], int]
         self.write_now: Callable[[Views, int], int]
+        self.is_memory = is_memory
         self.can_read_now = True  # what is in the kernel's cache, and nothing else
         if is_memory:
             self.read_now = partial(os.preadv, fd)

@@ -120,6 +120,7 @@ class Layer:
         self.is_writable = False
         self.checking.verified.forget()  # its pages may have been a lower layer's before
         self.log = None  # closed when the last sync() that still looks at it lets go
+        self._reader = CheckedReader(self.data, self.file, *self.checking)  # before anybody makes its checksums
         if self._kept is None:
             self._files.add(self)
 
@@ -129,6 +130,7 @@ class Layer:
     def leave(self) -> None:
         """Nobody will come to it any more; who is reading it may go on."""
         self._files.discard({self})
+        self._reader = None
         checks, verified = self.checking
         checks.leave(self.file, verified)
         verified.forget()  # its pages are the lower one's now

@@ -26,7 +26,7 @@ def is_complete(file: LayerFile, checks: Checks) -> bool:
     sums = checks.sums(file)
     if sums.is_there and sums.is_header_damaged:
         return True
-    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+    with _opened(file, checks) as data:
         size = data.size_bytes()
         if sums.is_there:
             return sums.covered * PAGE_BYTES >= size
@@ -36,7 +36,8 @@ def is_complete(file: LayerFile, checks: Checks) -> bool:
 def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
     """Make what is missing; how many bytes each step read."""
     sums = checks.sums(file)
-    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+    is_fresh = not sums.is_there
+    with checks.passing(file) as changes, _opened(file, checks) as data:
         size = data.size_bytes()
         total = _page_after(size)
         page = sums.covered if sums.is_there else 0
@@ -52,6 +53,8 @@ def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
         with sums.lock:
             if not sums.is_being_merged and not sums.is_gone:
                 sums.cover(total)
+                if is_fresh:
+                    checks.verified_whole(file.number, changes)
 
 
 def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int) -> bool:
@@ -63,8 +66,11 @@ def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, cou
         entries = sums.entries(first, count)
         if NONE not in entries:
             return True
-        made = _read(data, first, count, must_leave=True)
-        checks.forget(file.number, first, count + READ_AHEAD_PAGES)  # it may be here only since we have read it
+        made, was_there = _read(data, first, count)
+        if not was_there:
+            # The kernel's cache is for others: what had to be brought there goes again.
+            os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
+            checks.forget(file.number, first, count + READ_AHEAD_PAGES)
         sums.put(first, array("I", [old or new for old, new in zip(entries, made, strict=True)]))
         return True
 
@@ -72,13 +78,15 @@ def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, cou
 def scrub(file: LayerFile, checks: Checks, found: Findings) -> Iterator[int]:
     """Read everything from the medium, as far as the kernel lets go of what it has, and note what is wrong."""
     sums = checks.sums(file)
-    with closing(open_data(file, checks.directory, is_writable=False)) as data:
+    with checks.passing(file) as changes, _opened(file, checks) as data:
         size = data.size_bytes()
         for first, count in _pieces(data, size, 0, sums):
             if sums.is_gone:
                 return
             _hold_against(file, checks, data, first, count, found)
             yield count * PAGE_BYTES
+        if not found.bad and not sums.is_being_merged:
+            checks.verified_whole(file.number, changes)
     found.damaged_blocks = sorted(sums.damaged_blocks)
     found.is_header_damaged = sums.is_header_damaged
 
@@ -91,8 +99,8 @@ def _hold_against(
     if first >= sums.covered and not any(entries):
         return
     os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
-    checks.forget(file.number, first, count + READ_AHEAD_PAGES)
-    made = _read(data, first, count)
+    checks.forget(file.number, first, count + READ_AHEAD_PAGES, is_passing=True)
+    made, _ = _read(data, first, count)
     again = sums.entries(first, count)  # a merge takes checksums away before it changes data
     settled = array("I", [old if old == new else NONE for old, new in zip(entries, again, strict=True)])
     found.pages += sum(1 for entry in settled if entry)
@@ -131,18 +139,19 @@ def _pieces(data: DescriptorStore, size: int, page: int, sums: SumsFile | None =
             page += count
 
 
-def _read(data: DescriptorStore, first: int, count: int, *, must_leave: bool = False) -> array[int]:
-    """The checksums of what is there; zeros behind the end. ``must_leave``: the kernel's cache is for others, so what
-    had to be brought there goes again."""
+def _read(data: DescriptorStore, first: int, count: int) -> tuple[array[int], bool]:
+    """The checksums of what is there, zeros behind the end; and whether the kernel had all of it."""
     buffer = memoryview(bytearray(count * PAGE_BYTES))
     at = first * PAGE_BYTES
     there = min(len(buffer), max(0, data.size_bytes() - at))
     got = data.read_now((buffer[:there],), at)
     if got < there:
         data.read((buffer[got:there],), at + got)
-        if must_leave:
-            os.posix_fadvise(data.fd, at, there, os.POSIX_FADV_DONTNEED)
-    return sums_of(buffer)
+    return sums_of(buffer), got == there
+
+
+def _opened(file: LayerFile, checks: Checks) -> closing[DescriptorStore]:
+    return closing(open_data(file, checks.directory, is_writable=False))
 
 
 def _page_after(size_bytes: int) -> int:

@@ -68,7 +68,7 @@ class Verified:
                 self._set(first, count, False)
             elif self.chunks:
                 gone: set[Kept] = set(self.chunks.values())
-                self.chunks = {}
+                self.chunks.clear()
                 self._cache.discard(gone)
 
     def _set(self, first: int, count: int, value: bool) -> None:

@@ -12,7 +12,10 @@ import pytest
 
 from shm_server.scrubbing import BAD_PAGE, DAMAGED_BLOCK, DAMAGED_HEADER, LOST_CHECKSUM
 from shm_server.stores.base import BadPageError
+from shm_server.stores.checked import CheckedReader
 from shm_server.stores.checksums import SECTOR_BYTES
+from shm_server.stores.file import FileStores
+from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes import compound, copying
 from shm_server.volumes.volume import Volume
@@ -42,11 +45,17 @@ def pool(directory: Path) -> Iterator[Pool]:
 
 @pytest.fixture
 def volume(pool: Pool) -> Iterator[Volume]:
-    """Full of pages that are all different, and snapshot "old" of it, with all its checksums."""
+    """Full of pages that are all different, and snapshot "old" of it, with all its checksums; none is verified."""
     with pool.volume("demo") as opened:
         pool.write(opened, 0, b"".join(content(page) for page in range(PAGES)))
         snapshot(pool, "old")
+        forget(pool)
         yield opened
+
+
+def forget(pool: Pool) -> None:
+    assert isinstance(pool.stores, FileStores)
+    pool.stores._checks.forget(2)
 
 
 def content(page: int, salt: int = 0) -> bytes:
@@ -159,6 +168,46 @@ def test_nothing_is_remembered_of_files_that_cannot_be_watched(
         with bad(1):
             read(pool, volume, 0, 2 * PAGE)
     pool.close()
+
+
+def test_a_layer_that_is_verified_as_a_whole_is_read_without_a_question(pool: Pool, volume: Volume) -> None:
+    """Where its checksums were made while somebody had it open, or a check has read it all: until somebody writes."""
+    assert pool.check("demo").problems == 0
+    assert isinstance(volume.store, LayeredStore)
+
+    def reader() -> CheckedReader:
+        assert isinstance(volume.store, LayeredStore)
+        found = volume.store.stack.base.reader
+        assert isinstance(found, CheckedReader)
+        return found
+
+    def is_plain() -> bool:
+        return reader().is_plain
+
+    assert is_plain()
+    forget(pool)
+    assert not is_plain()
+    assert pool.check("demo").problems == 0
+    assert is_plain()
+    corrupt(base(pool), 8 * PAGE)
+    with bad(8):
+        read(pool, volume, 0, SIZE)
+    assert not is_plain()
+    assert pool.check("demo").problems == 1
+    assert not is_plain()
+    corrupt(base(pool), 8 * PAGE)
+    assert pool.check("demo").problems == 0
+    assert is_plain()
+    pool.write(volume, 0, content(0, 1))
+    pool.run(pool.snapshots.create("demo", "young"))
+    layer = volume.store.stack.all_layers()[1]
+    assert isinstance(layer.reader, CheckedReader)
+    assert layer.reader.is_plain, "without checksums there is nothing to verify"
+    pool.settle()
+    assert layer.reader.is_plain
+    corrupt(pool.directory / "volumes" / layer.file.name, 0)
+    with bad(0):
+        read(pool, volume, 0, PAGE)
 
 
 READERS: dict[str, Callable[[Pool, Volume], object]] = {

@@ -302,6 +302,12 @@ class Machine(RuleBasedStateMachine):
         assert self.pool.read(self.volume(name), BEGIN, MAX_SPAN) == self.models[name].content
 
 
+    @rule(data=st.data())
+    def check(self, data: Any) -> None:
+        """Whatever was merged, discarded and rolled back: no checksum is another page's, and none is missing."""
+        assert self.pool.check(self.pick(data)).problems == 0
+
+
 patch = pytest.MonkeyPatch()
 
 
