@@ -21,10 +21,10 @@ from functools import partial
 from typing import Protocol
 
 from shm_server.abi import names
-from shm_server.abi.control import MAX_RECORD_BYTES, VolumeInfo
+from shm_server.abi.control import VolumeInfo
 from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
 from shm_server.stores.base import LayerFile, Store, Stores
-from shm_server.volumes.catalog import Catalog, Record, Versioned
+from shm_server.volumes.catalog import Catalog, Record
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.lineage import Lineage
 from shm_server.volumes.sanitizing import Sanitizing
@@ -33,8 +33,6 @@ from shm_server.volumes.volume import Volume
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(names.VOLUME_RULE)
-RECORD_RULE = "[a-z][a-z0-9-]{0,30}"
-_RECORD = re.compile(RECORD_RULE)
 
 SIZE_STEP_BYTES = 4096  # sizes are rounded up to this (Open vStorage rounds up to a cluster)
 MAX_VOLUMES = 4096  # so that a list fits one control message
@@ -52,12 +50,6 @@ class Watcher(Protocol):
 
     def volume_resized(self, info: VolumeInfo, holders: list[Handle], by: object) -> Wait[None]:
         """Tell the holders; the result is set when they all have acted on it."""
-        ...
-
-    def record_changed(
-        self, volume: tuple[str, str], record: str, changed: Versioned, holders: list[Handle], by: object
-    ) -> Wait[None]:
-        """Tell the holders; ``volume`` is name and uuid. The result is set when they all have acted on it."""
         ...
 
     def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None: ...
@@ -82,7 +74,6 @@ class Manager:
         self._max_volume_size = max_volume_size
         self._watcher = watcher
         self._lane = Lane(1)
-        self._records_lane = Lane(1)  # so that a reservation does not wait for a volume's store to be made or removed
         self.lineage = Lineage(catalog)
         self.layers: dict[str, list[LayerFile]] = {}  # made for each volume that is no plain store, by its name
         self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
@@ -263,33 +254,6 @@ class Manager:
                 log.warning("volume %s: a holder did not acknowledge its new size within %g s", name, ACK_LIMIT_S)
             return info
 
-    # Records --------------------------------------------------------------------------------------------------------
-    # No lock of the volume: one transaction of the catalogue decides, and nobody waits for who opens or resizes.
-
-    async def get_record(self, name: str, record: str) -> Versioned:
-        """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
-        uuid = await self._identity(name)
-        _check_record(record)
-        found: Versioned = await self._keep(lambda: self._catalog.get_record(uuid, record))
-        return found
-
-    async def put_record(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:
-        """Replace version ``version``: ESTALE where it is another; E2BIG. Waits (bounded) until the holders know."""
-        uuid = await self._identity(name)
-        _check_record(record)
-        if len(data) > MAX_RECORD_BYTES:
-            raise OSError(errno.E2BIG, f"a record of {len(data)} bytes (at most {MAX_RECORD_BYTES})")
-        changed: Versioned = await self._keep(lambda: self._catalog.put_record(uuid, record, version, data))
-        known = self._watcher.record_changed((name, uuid), record, changed, self.holders(name), by)
-        if not await self._runtime.wait(known, ACK_LIMIT_S):
-            log.warning("volume %s: a holder did not acknowledge its %s within %g s", name, record, ACK_LIMIT_S)
-        return changed
-
-    async def _identity(self, name: str) -> str:
-        """The UUID of a volume, or a snapshot's own. ENOENT."""
-        record = await self.on_thread(lambda: self._snapshot_record(name)) if names.is_snapshot(name) else None
-        return (record or self.record(name)).uuid
-
     # Sanitize operations, as sanitizer.py needs them -----------------------------------------------------------------
 
     async def keep_sanitizing(self, name: str, order: Sanitizing | None) -> None:
@@ -314,9 +278,6 @@ class Manager:
     def shut(self, volume: Volume, order: Sanitizing) -> Wait[None]:
         """No data operation any more but the sanitizing itself; the result is set when nothing is under way."""
         return volume.ranges.shut(OSError(errno.EBUSY, f"{order.kind} of {volume.name}: no data operations"))
-
-    def _keep(self, function: Callable[[], object]) -> Call:
-        return Call(self._runtime, self._records_lane, function)
 
     # Holding --------------------------------------------------------------------------------------------------------
 
@@ -523,6 +484,10 @@ class Manager:
             raise OSError(errno.ENOENT, f"there is no volume {name}")
         return record
 
+    def identity(self, name: str) -> str:
+        """The UUID of a volume, or a snapshot's own: on a thread. ENOENT."""
+        return (self._snapshot_record(name) if names.is_snapshot(name) else self.record(name)).uuid
+
     def _snapshot_record(self, name: str) -> Record:
         """A snapshot as what is opened; on a thread. ENOENT."""
         volume, snapshot = names.split(name)
@@ -603,11 +568,6 @@ class Manager:
                 del self._locks[name]
             else:
                 self._locks[name] = (lock, users - 1)
-
-
-def _check_record(record: str) -> None:
-    if not _RECORD.fullmatch(record):
-        raise OSError(errno.EINVAL, f"{record!r} is no name of a record: {RECORD_RULE}")
 
 
 def _refresh(held: _Open) -> None:

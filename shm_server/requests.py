@@ -22,6 +22,7 @@ from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.progress import Progress
 from shm_server.promoting import Promoter
+from shm_server.records import Records
 from shm_server.renaming import rename
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
@@ -75,6 +76,7 @@ class Requests:
         self.sanitizer: Sanitizer  # the same
         self.exports: Exports  # the same
         self.snapshots: Snapshots  # the same
+        self.records: Records  # the same
         self.promoter: Promoter  # the same
         self.scrubber: Scrubber  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
@@ -265,11 +267,11 @@ class Requests:
         return control.Volume(request.id, await self.manager.look(request.name))
 
     async def _get_record(self, client: Client, request: control.GetRecord) -> control.Reply:
-        found = await self.manager.get_record(request.name, request.record)
+        found = await self.records.get(request.name, request.record)
         return control.Record(request.id, request.record, found.version, found.data)
 
     async def _put_record(self, client: Client, request: control.PutRecord) -> control.Reply:
-        changed = await self.manager.put_record(request.name, request.record, request.version, request.data, client)
+        changed = await self.records.put(request.name, request.record, request.version, request.data, client)
         return control.Record(request.id, request.record, changed.version, b"")
 
     async def _list(self, client: Client, request: control.List) -> control.Reply:

@@ -27,6 +27,7 @@ from shm_server.interfaces.exports import ExportRule, Exports
 from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
 from shm_server.promoting import Promoter
+from shm_server.records import Records
 from shm_server.requests import Requests
 from shm_server.runtime import Runtime
 from shm_server.sanitizer import Sanitizer
@@ -119,6 +120,7 @@ class Server:
             self._runtime, self._stores, self._catalog, settings.max_volume_size, watcher=self._requests
         )
         self._requests.manager = self._manager
+        self._requests.records = Records(self._runtime, self._catalog, self._manager, watcher=self._requests)
         self._requests.sanitizer = Sanitizer(
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )

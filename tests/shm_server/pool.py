@@ -12,6 +12,7 @@ from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.progress import Progress
 from shm_server.promoting import Promoter
+from shm_server.records import Records
 from shm_server.runtime import Job, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.scrubbing import Checked, Scrubber
@@ -58,6 +59,7 @@ class Pool:
         self.catalog = catalog or Catalog(directory / "catalogue.sqlite" if self.stores.is_persistent else None)
         self.watcher = Nobody()
         self.manager = Manager(self.runtime, self.stores, self.catalog, 64 << 40, self.watcher)
+        self.records = Records(self.runtime, self.catalog, self.manager, self.watcher)
         self.snapshots = Snapshots(
             self.runtime, self.stores, self.manager, lambda info, _: self.watcher.rolled_back.append(info)
         )

@@ -43,7 +43,7 @@ def get(pool: Pool, name: str) -> bytes:
 def test_all_but_the_name_stays(pool: Pool) -> None:
     """UUID, size, records, snapshots, clones, what it has; over a restart, too."""
     before = pool.manager.stat("old")
-    pool.run(pool.manager.put_record("old", "modes", 0, b"kept"))
+    pool.run(pool.records.put("old", "modes", 0, b"kept"))
     pool.run(pool.snapshots.create("old", "s"))
     pool.run(pool.snapshots.clone("old", "s", "clone"))
     put(pool, "old", b"newer")
@@ -55,7 +55,7 @@ def test_all_but_the_name_stays(pool: Pool) -> None:
         assert [each.name for each in pool.manager.stat_all()] == ["clone", "new"]
         with raises(errno.ENOENT):
             pool.manager.stat("old")
-        assert pool.run(pool.manager.get_record("new", "modes")).data == b"kept"
+        assert pool.run(pool.records.get("new", "modes")).data == b"kept"
         assert (get(pool, "new"), get(pool, "new@s"), get(pool, "clone")) == (b"newer", b"old", b"old")
         assert pool.manager.stat("new").allocated_bytes > 0
     with raises(errno.ENOTEMPTY):

@@ -91,18 +91,18 @@ def test_records_of_a_snapshot(pool: Pool) -> None:
     manager = pool.manager
     for name in ("a", "b", "c"):
         pool.run(pool.snapshots.create("demo", name))
-        pool.run(manager.put_record(f"demo@{name}", "reservations", 0, name.encode()))
-    pool.run(manager.put_record("demo", "reservations", 0, b"volume"))
+        pool.run(pool.records.put(f"demo@{name}", "reservations", 0, name.encode()))
+    pool.run(pool.records.put("demo", "reservations", 0, b"volume"))
     identity = pool.run(manager.look("demo@c")).uuid
-    assert pool.run(manager.get_record("demo@b", "reservations")) == (1, b"b")
-    assert pool.run(manager.get_record("demo", "reservations")) == (1, b"volume")
+    assert pool.run(pool.records.get("demo@b", "reservations")) == (1, b"b")
+    assert pool.run(pool.records.get("demo", "reservations")) == (1, b"volume")
     pool.run(pool.snapshots.rollback("demo", "b"))
     with raises(errno.ENOENT):
-        pool.run(manager.put_record("demo@c", "reservations", 0, b""))
+        pool.run(pool.records.put("demo@c", "reservations", 0, b""))
     assert pool.catalog.get_record(identity, "reservations").version == 0
     pool.run(pool.snapshots.remove("demo", "b"))
     pool.run(pool.snapshots.create("demo", "b"))
-    assert pool.run(manager.get_record("demo@b", "reservations")).version == 0
+    assert pool.run(pool.records.get("demo@b", "reservations")).version == 0
     identity = pool.run(manager.look("demo@a")).uuid
     pool.run(manager.remove("demo"))
     assert pool.catalog.get_record(identity, "reservations").version == 0
