@@ -300,6 +300,7 @@ class Snapshots:
             if await manager.on_thread(lambda: self._lineage.collapsed(merge)):
                 manager.layers.pop(name, None)
                 await manager.on_thread(lambda: checks.remove([merge.lower.number]))  # a crash here: the next start
+                self._stores.made_plain(manager.record(name).files)
                 log.info("volume %s has no layers any more", name)
 
     async def _is_sound(self, name: str, base: LayerFile, checks: LayerChecks) -> bool:

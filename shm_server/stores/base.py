@@ -103,8 +103,12 @@ class Store(Protocol):
     def allocated_bytes(self) -> int: ...
 
     @property
-    def must_sync(self) -> bool:
-        """What was written will not be found after a start of the machine, however orderly, unless sync() is called."""
+    def must_settle(self) -> bool:
+        """settle() is to be called before close()."""
+        ...
+
+    def settle(self) -> None:
+        """As sync(), for the last time, and so that open() finds quickly what is there. Nothing else is under way."""
         ...
 
     def close(self) -> None: ...
@@ -262,6 +266,10 @@ class Stores(Protocol):
         """What a layer has, which stays, is what create() makes under this name, durably."""
         ...
 
+    def made_plain(self, name: str) -> None:
+        """It has no chain any more: forget what was kept of that."""
+        ...
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         """Remove them, durably; those that are not there are fine."""
         ...
@@ -311,6 +319,9 @@ class WithoutLayers:
 
     def adopt(self, base: LayerFile, name: str) -> None:
         raise no_layers()
+
+    def made_plain(self, name: str) -> None:
+        pass
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         pass

@@ -78,8 +78,8 @@ class DelayStore:
         return self.inner.dirty_bytes
 
     @property
-    def must_sync(self) -> bool:
-        return self.inner.must_sync
+    def must_settle(self) -> bool:
+        return self.inner.must_settle
 
     def read_now(self, views: Views, offset: int, /) -> int:
         if self._find("read", offset, sum(map(len, views))) is not None:
@@ -128,6 +128,10 @@ class DelayStore:
     def sync(self) -> None:
         self._obey("flush", 0, 0)
         self.inner.sync()
+
+    def settle(self) -> None:
+        self._obey("flush", 0, 0)
+        self.inner.settle()
 
     def resize(self, size_bytes: int) -> None:
         self.inner.resize(size_bytes)
@@ -193,6 +197,9 @@ class DelayStores:
 
     def adopt(self, base: LayerFile, name: str) -> None:
         self._stores.adopt(base, name)
+
+    def made_plain(self, name: str) -> None:
+        self._stores.made_plain(name)
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         self._stores.remove_layers(layers)

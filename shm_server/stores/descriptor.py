@@ -29,7 +29,7 @@ class DescriptorStore:
     """Owns ``fd``."""
 
     can_discard = True
-    must_sync = False
+    must_settle = False
     max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
 
     def __init__(self, fd: int, *, is_memory: bool, redo: RedoFile | None = None) -> None:
@@ -174,6 +174,9 @@ class DescriptorStore:
     def scrub(self) -> None:
         if self.redo is not None:
             self.redo.scrub()
+
+    def settle(self) -> None:
+        self.sync()
 
     def sync_data(self) -> None:
         dirty = self._dirty_bytes  # what is written while we wait is not covered

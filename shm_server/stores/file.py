@@ -24,6 +24,7 @@ from shm_server.stores.promoting import give_up, promote
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
 from shm_server.stores.sealed import SealedStore
 from shm_server.stores.summing import LayerChecks
+from shm_server.stores.table import Table
 
 DEFAULT_MAP_CACHE_BYTES = 64 << 20
 MAX_OPEN_LAYERS = 256  # data files of sealed layers
@@ -48,6 +49,14 @@ class FileStores:
     def _redo_path(self, name: str) -> Path:
         return self._directory / f"{name}.redo"
 
+    def _owners_path(self, name: str) -> Path:
+        return self._directory / f"{name}.owners"
+
+    def _owners(self, name: str = "", uuid: str = "") -> Owners:
+        """Of the pages of a chain; kept over its closing, if it has a name."""
+        path = self._owners_path(name) if name else None
+        return Owners(Table(self._directory, path, uuid), self._map_cache)
+
     def create(self, name: str, size_bytes: int) -> None:
         path = self.path(name)
         try:
@@ -71,6 +80,7 @@ class FileStores:
             return self._open_chain(name, size_bytes, uuid, chain)
         path = self.path(name)
         try:
+            self._owners_path(name).unlink(missing_ok=True)  # of a chain that it once was
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise OSError(errno.EIO, f"volume {name} is in the catalogue, but its file {path} is missing") from None
@@ -97,7 +107,7 @@ class FileStores:
         checking = self._checking()
         layers = [self._layer(file, checking, is_writable=not file.is_sealed or file is chain[-1]) for file in chain]
         redo = RedoFile(self._redo_path(name), uuid)
-        store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
+        store = LayeredStore(layers, self._owners(name, uuid), redo)
         try:
             store.load()
             top = layers[-1]
@@ -120,7 +130,7 @@ class FileStores:
         checking = self._checking()
         layers = [self._layer(file, checking, is_writable=False) for file in chain]
         redo = RedoFile(self._redo_path("none"), "")  # which nothing ever comes to
-        store = LayeredStore(layers, Owners(self._directory, self._map_cache), redo)
+        store = LayeredStore(layers, self._owners(), redo)
         try:
             store.load()
         except OSError:
@@ -145,7 +155,8 @@ class FileStores:
         checking = self._checking()
         layers = [self._layer(chain[0], checking, is_writable=True, data=store)]
         layers += (self._layer(file, checking, is_writable=True) for file in chain[1:])
-        layered = LayeredStore(layers, Owners(self._directory, self._map_cache), store.redo)
+        name = store.redo.path.stem  # the volume's
+        layered = LayeredStore(layers, self._owners(name, chain[0].uuid), store.redo)
         layered.load()
         return layered
 
@@ -185,6 +196,9 @@ class FileStores:
             os.link(self._directory / base.name, self.path(name))
             sync_directory(self._directory)
 
+    def made_plain(self, name: str) -> None:
+        self._owners_path(name).unlink(missing_ok=True)
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         layers = list(layers)
         remove_files(layers, self._directory)
@@ -193,6 +207,7 @@ class FileStores:
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)  # first: a store that stays keeps its record
         self._redo_path(name).unlink(missing_ok=True)
+        self._owners_path(name).unlink(missing_ok=True)
         sync_directory(self._directory)
 
     def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:

@@ -17,7 +17,7 @@ from shm_server.stores.base import LayerFile
 from shm_server.stores.checked import CheckedReader, Checks
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
-from shm_server.stores.maplog import MapLog, Run, new_path
+from shm_server.stores.maplog import MapLog, Place, Run
 from shm_server.stores.redo import sync_directory
 from shm_server.stores.verified import Verified
 
@@ -44,7 +44,23 @@ class _Data(DescriptorStore):
 
 
 class Layer:
-    """``runs()`` first, then ``data``. What is_writable keeps its files open; the rest is opened as it is needed."""
+    """``runs()`` first, then ``data``. What is_writable keeps its files open; the rest is opened as it is needed.
+
+    ``open_reader`` is what ``reader`` gives, where that costs nothing; None: ask for it. Who uses it sets ``was_used``.
+    """
+
+    __slots__ = (
+        "_data",
+        "_directory",
+        "_files",
+        "_kept",
+        "checking",
+        "file",
+        "is_writable",
+        "log",
+        "open_reader",
+        "was_used",
+    )
 
     def __init__(
         self,
@@ -65,8 +81,8 @@ class Layer:
         self._directory = directory
         self._files = files
         self._kept = self._data = data
+        self.open_reader: Reader | None = data
         self.checking = checking
-        self._reader: CheckedReader | None = None
 
     @property
     def data(self) -> DescriptorStore:
@@ -83,11 +99,13 @@ class Layer:
     @property
     def reader(self) -> Reader:
         """What its pages are read through; keep it as ``data``."""
-        reader = self._reader
+        reader = self.open_reader
         if reader is None:
-            if self.is_writable:
-                return self.data
-            reader = self._reader = CheckedReader(self.data, self.file, *self.checking)
+            data = self.data
+            reader = data if self.is_writable else CheckedReader(data, self.file, *self.checking)
+            self.open_reader = reader
+            if self._data is None:  # thrown away meanwhile: or its file would be open for good
+                self.open_reader = None
         self.was_used = True
         return reader
 
@@ -97,15 +115,19 @@ class Layer:
         return self.log is not None and self.log.is_empty
 
     def throw_away(self) -> None:
-        self._data = self._reader = None
+        self._data = self.open_reader = None
 
-    def runs(self) -> Sequence[Run]:
-        """What it owns, oldest first; the base owns what is left."""
+    def has(self, place: Place) -> bool:
+        """It is the layer of that place."""
+        return not self.file.is_base and open_log(self.file, self._directory).has(place)
+
+    def runs(self, since: Place | None = None) -> Sequence[Run]:
+        """What it owns, oldest first; the base owns what is left. ``since``: only what came behind it."""
         if self.file.is_base:
             return ()
         log = open_log(self.file, self._directory)
         try:
-            runs = log.open(is_sealed=self.file.is_sealed)
+            runs = log.open(is_sealed=self.file.is_sealed, since=since)
         except OSError:
             log.close()
             raise
@@ -120,7 +142,7 @@ class Layer:
         self.is_writable = False
         self.checking.verified.forget()  # its pages may have been a lower layer's before
         self.log = None  # closed when the last sync() that still looks at it lets go
-        self._reader = CheckedReader(self.data, self.file, *self.checking)  # before anybody makes its checksums
+        self.open_reader = CheckedReader(self.data, self.file, *self.checking)  # before anybody makes its checksums
         if self._kept is None:
             self._files.add(self)
 
@@ -129,23 +151,29 @@ class Layer:
 
     def leave(self) -> None:
         """Nobody will come to it any more; who is reading it may go on."""
-        self._files.discard({self})
-        self._reader = None
         checks, verified = self.checking
         checks.leave(self.file, verified)
         verified.forget()  # its pages are the lower one's now
+        self.was_used = False  # so that it is the next to go from the files that are open
+        self.throw_away()
 
     def close(self) -> None:
         """Nothing is under way."""
-        self.leave()
         if self._data is not None:
             self._data.close()
         if self._kept is not None:
             self._kept.close()
-        self._data = self._kept = self._reader = None
+        self._data = self._kept = self.open_reader = None
         if self.log is not None:
             self.log.close()
             self.log = None
+
+
+def close_all(layers: Sequence[Layer]) -> None:
+    """The layers of one chain; nothing is under way."""
+    layers[0]._files.discard(set(layers))
+    for layer in layers:
+        layer.close()
 
 
 def open_log(file: LayerFile, directory: Path) -> MapLog:
@@ -177,9 +205,7 @@ def remove_files(files: Iterable[LayerFile], directory: Path) -> None:
     """Durably; files that are not there are fine."""
     for file in files:
         (directory / file.name).unlink(missing_ok=True)
-        map_path = _map_path(file, directory)
-        map_path.unlink(missing_ok=True)
-        new_path(map_path).unlink(missing_ok=True)
+        _map_path(file, directory).unlink(missing_ok=True)
     sync_directory(directory)
 
 

@@ -7,95 +7,164 @@ writes to pages that the top owns, and reads, take no lock. Reads go by the owne
 
 ``push`` puts a new layer on top; whoever calls that sees to it that nothing else is under way (an exclusive claim on
 the volume). ``sync`` makes everything below the top durable first, then the top's data, then the barrier in its map.
+
+``read_now`` and ``write_now`` are the path of nearly every I/O: they say in a line what other methods here say in a
+call.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from shm_server.stores.base import INLINE_BYTES, Chain, Store, Views, copy_by_buffer, views_after, views_until
-from shm_server.stores.descriptor import MAX_INLINE_WRITE_BYTES, DescriptorStore, write_by_redo
-from shm_server.stores.layer import Layer
+from shm_server.stores.descriptor import DescriptorStore, write_by_redo
+from shm_server.stores.layer import Layer, close_all
 from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
+from shm_server.stores.owners import BASE, CHUNK_MASK, CHUNK_PAGES, CHUNK_SHIFT, Owners, runs_of
 from shm_server.stores.owners import ZERO as NOBODY
-from shm_server.stores.owners import Owners
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
-from shm_server.stores.stack import BASE, Stack
+from shm_server.stores.stack import Nobody, Stack
 
 WRITE_STEP_BYTES = INLINE_BYTES  # claimed at once
-_zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
+NOTE_BYTES = 512 << 10  # of the top's log, that are read again at most when the process was killed
+
+_PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
+_PAGE_MASK = PAGE_BYTES - 1
 
 Piece = tuple[int, int, int]  # owner, offset, length in bytes
 
 
 class LayeredStore:
-    """Owns its layers, oldest first, and ``redo``."""
+    """Owns its layers, oldest first, ``owners`` and ``redo``."""
 
     can_discard = True
     descriptor = -1  # no one file has the bytes
     max_atomic_write_bytes = MAX_ATOMIC_WRITE_BYTES
     inline_bytes = 0  # to punch and to fill may have to wait for who claims
-    is_sync_instant = False  # and so may the barrier
 
     def __init__(self, layers: Sequence[Layer], owners: Owners, redo: RedoFile) -> None:
         self.stack = Stack(layers)
         self._owners = owners
+        self._chunks, self._known = owners.chunks, owners.known
         self._redo = redo
         self._base_bytes = self.stack.base.data.size_bytes()  # it has been sealed, or no page of it is written any more
         self._lock = threading.Lock()  # who claims pages, or takes them from the layers below
         self._unsealed = [layer for layer in layers if layer.is_writable]
+        self._noted_bytes = 0  # of the top's log
         self._look_at_top()
+        self.is_sync_instant = self._top.is_sync_instant  # all layers lie on one file system
 
     def _look_at_top(self) -> None:
         self._top_number = self.stack.top_number
         self._top = self.stack.top.data
+        self._top_write_now = self._top.write_now
 
     def load(self) -> None:
-        """Resolve who owns what, from the layers' maps: before anything else."""
+        """Resolve who owns what: by what an earlier life has left, else from the layers' maps. Before anything else."""
+        place = self._owners.recall()
+        if place is not None and ((known := self.stack.find(place.layer)) is None or not known.has(place)):
+            place = None
+        if place is None:
+            self._owners.renew()
+        else:
+            self._owners.use(place)
         for layer in self.stack.all_layers():
-            for kind, first, count in _joined(layer.runs()):
-                self._owners.set(first, count, layer.file.number if kind == DATA else NOBODY)
+            number = BASE if layer is self.stack.base else layer.file.number
+            if place is None or number > place.layer:
+                self._owners.load(_claims(number, layer.runs()))
+            elif number == place.layer:
+                self._owners.load(_claims(number, layer.runs(place)))
+            elif layer.is_writable:
+                layer.runs()  # is all there; but that opens its map
+        if self.stack.top.log is not None:
+            self._note()
+
+    def _note(self) -> None:
+        """All that the top's log says is known to the owners; for who has the lock, or is alone."""
+        place = self._log.place()
+        self._owners.note(place)
+        self._noted_bytes = place.length
 
     # Reading --------------------------------------------------------------------------------------------------------
 
     def read_now(self, views: Views, offset: int) -> int:
-        total = sum(map(len, views))
-        first = offset // PAGE_BYTES
-        runs = self._owners.now(first, -(-(offset + total) // PAGE_BYTES) - first)
-        if runs is None:
-            return 0
-        done = 0
-        for owner, at, length in self._pieces(runs, offset, total):
-            done_now = self._read_piece_now(owner, _cut(views, done, length, total), at)
-            done += done_now
-            if done_now < length:
-                break
-        return done
-
-    def _read_piece_now(self, owner: int, views: Views, offset: int) -> int:
-        if owner == NOBODY:
-            return os.preadv(_zeros, views, 0)
-        reader = self.stack[owner].reader  # held: without a reference to it its file may be closed before it is read
+        length = len(views[0]) if len(views) == 1 else sum(map(len, views))
+        page = offset >> _PAGE_SHIFT
+        number, start = page >> CHUNK_SHIFT, page & CHUNK_MASK
+        count = (offset + length + _PAGE_MASK >> _PAGE_SHIFT) - page
+        chunk = self._chunks.get(number)
+        owner = BASE
+        if start + count > CHUNK_PAGES:
+            return self._read_some_now(views, offset, length)
+        if chunk is not None:
+            chunk.was_used = True
+            owner = chunk.owners[start]
+            if count > 1 and (owners := chunk.owners[start : start + count]).count(owner) != count:
+                return self._read_pieces_now(owners, views, offset, length)
+        elif number < len(self._known) and self._known[number]:
+            return self._read_some_now(views, offset, length)
+        if owner == BASE and offset + length > self._base_bytes:
+            return self._read_some_now(views, offset, length)
+        layer = self.stack[owner]
+        layer.was_used = True
+        reader = layer.open_reader or layer.reader  # held: without a reference its file may be closed while it is read
         return reader.read_now(views, offset)
+
+    def _read_some_now(self, views: Views, offset: int, length: int) -> int:
+        first, count = _pages(offset, length)
+        owners = self._owners.now(first, count)
+        return 0 if owners is None else self._read_pieces_now(owners, views, offset, length)
+
+    def _read_pieces_now(self, owners: array[int], views: Views, offset: int, length: int) -> int:
+        done = 0
+        if len(views) > 1 or offset + length > self._base_bytes:
+            for owner, at, piece_length in self._pieces(runs_of(owners), offset, length):
+                reader = self.stack[owner].reader
+                piece_done = reader.read_now(_cut(views, done, piece_length, length), at)
+                done += piece_done
+                if piece_done < piece_length:
+                    break
+            return done
+        # The same, where every page may have another owner than the one before it.
+        stack, (view,) = self.stack, views
+        owner, end = owners[0], -(offset & _PAGE_MASK)
+        for each in owners:
+            if each != owner:
+                layer = stack[owner]
+                layer.was_used = True
+                reader = layer.open_reader or layer.reader
+                done += reader.read_now((view[done:end],), offset + done)
+                if done < end:
+                    return done
+                owner = each
+            end += PAGE_BYTES
+        reader = stack[owner].reader
+        return done + reader.read_now((view[done:],), offset + done)
 
     def read(self, views: Views, offset: int) -> int:
         total = sum(map(len, views))
-        first = offset // PAGE_BYTES
-        runs = self._owners.runs(first, -(-(offset + total) // PAGE_BYTES) - first)
+        owners = self._owners.look(*_pages(offset, total))
         done = 0
-        for owner, at, length in self._pieces(runs, offset, total):
-            piece = _cut(views, done, length, total)
-            if owner == NOBODY:
-                _read_zeros(piece, length)
-            else:
-                self.stack[owner].reader.read(piece, at)
+        for owner, at, length in self._pieces(runs_of(owners), offset, total):
+            self._read_piece(owner, _cut(views, done, length, total), at)
             done += length
         return total
 
-    def _pieces(self, runs: Sequence[tuple[int, int]], offset: int, total: int) -> Iterator[Piece]:
+    def _read_piece(self, owner: int, views: Views, offset: int) -> None:
+        layer = self.stack[owner]
+        try:
+            reader = layer.reader
+        except OSError:
+            # It may just have been merged into another, and its file removed before we had it open.
+            if self.stack[owner] is layer:
+                raise
+            reader = self.stack[owner].reader
+        reader.read(views, offset)
+
+    def _pieces(self, runs: Iterable[tuple[int, int]], offset: int, total: int) -> Iterator[Piece]:
         """Runs of pages as ranges of bytes, none beyond what was asked; behind its end the base has zeros."""
         end = offset + total
         page_end = offset // PAGE_BYTES * PAGE_BYTES
@@ -114,21 +183,14 @@ class LayeredStore:
     def extent(self, offset: int, length: int) -> tuple[bool, int]:
         found: bool | None = None
         done = 0
-        while done < length:
-            first = (offset + done) // PAGE_BYTES
-            step = min(length - done, WRITE_STEP_BYTES * 64)
-            runs = self._owners.runs(first, -(-(offset + done + step) // PAGE_BYTES) - first)
-            for owner, at, piece_length in self._pieces(runs, offset + done, step):
-                if owner == NOBODY:
-                    is_data, run = False, piece_length
-                else:
-                    is_data, run = self.stack[owner].data.extent(at, piece_length)
-                if found is not None and is_data is not found:
-                    return found, done
-                found = is_data
-                done += run
-                if run < piece_length:
-                    return found, done
+        for owner, at, piece_length in self._pieces(self._owners.runs(*_pages(offset, length)), offset, length):
+            is_data, run = self.stack[owner].data.extent(at, piece_length)
+            if found is not None and is_data is not found:
+                break
+            found = is_data
+            done += run
+            if run < piece_length:
+                break
         return bool(found), done
 
     @property
@@ -137,31 +199,43 @@ class LayeredStore:
 
     def sources(self, first: int, count: int) -> list[tuple[int, int]]:
         """Who has each page of a range: runs of a layer's number, or NOBODY, and pages. Any thread."""
-        runs = self._owners.runs(first, count)
-        return [(owner if owner == NOBODY else self.stack[owner].file.number, pages) for owner, pages in runs]
+        return [(self.stack.number_of(owner), pages) for owner, pages in self._owners.runs(first, count)]
 
     # Writing --------------------------------------------------------------------------------------------------------
 
     def write_now(self, views: Views, offset: int) -> int:
-        total = sum(map(len, views))
-        first = offset // PAGE_BYTES
-        count = -(-(offset + total) // PAGE_BYTES) - first
-        runs = self._owners.now(first, count)
-        if runs is None:
+        length = len(views[0]) if len(views) == 1 else sum(map(len, views))
+        page = offset >> _PAGE_SHIFT
+        start = page & CHUNK_MASK
+        count = (offset + length + _PAGE_MASK >> _PAGE_SHIFT) - page
+        chunk = self._chunks.get(page >> CHUNK_SHIFT)
+        if chunk is not None and start + count <= CHUNK_PAGES:
+            owners, top = chunk.owners, self._top_number
+            if owners[start] == top and (count == 1 or owners[start : start + count].count(top) == count):
+                chunk.was_used = True
+                return self._top_write_now(views, offset)
+        return self._claim_now(views, offset, length)
+
+    def _claim_now(self, views: Views, offset: int, length: int) -> int:
+        """Where nothing has to be waited for: what is memory has all it needs for that, a disk for whole pages."""
+        owners = self._owners.now(*_pages(offset, length))
+        if not owners:
             return 0
-        if len(runs) == 1 and runs[0][0] == self._top_number:
-            return self._top.write_now(views, offset)
-        if (offset | total) % PAGE_BYTES or total > MAX_INLINE_WRITE_BYTES or not self._lock.acquire(blocking=False):
+        if owners.count(self._top_number) == len(owners):
+            return self._top_write_now(views, offset)
+        is_whole = not (offset | length) & _PAGE_MASK
+        if not (self.is_sync_instant or (is_whole and self._log.has_room)) or not self._lock.acquire(blocking=False):
             return 0
         try:
+            whole, begin = (views, offset) if is_whole else self._completed(views, offset, length)
             if not self._owners.lock.acquire(blocking=False):
                 return 0
             try:
-                done = self._top.write_now(views, offset) // PAGE_BYTES * PAGE_BYTES
-                if done:
-                    self._log.append(DATA, first, done // PAGE_BYTES)
-                    self._owners.set_locked(first, done // PAGE_BYTES, self._top_number)
-                return done
+                first, end = begin // PAGE_BYTES, (begin + self._top_write_now(whole, begin)) // PAGE_BYTES
+                if end <= first:
+                    return 0
+                self._claim_locked(DATA, first, end - first)
+                return min(length, end * PAGE_BYTES - offset)
             finally:
                 self._owners.lock.release()
         finally:
@@ -181,42 +255,48 @@ class LayeredStore:
         self.write((memoryview(data),), offset)
 
     def _write_step(self, views: Views, offset: int, length: int) -> None:
-        first = offset // PAGE_BYTES
-        count = -(-(offset + length) // PAGE_BYTES) - first
+        first, count = _pages(offset, length)
         if self._is_top_only(first, count):
             self._top.write(views, offset)
             return
         with self._lock:
-            if self._is_top_only(first, count):
-                self._top.write(views, offset)
-            else:
-                self._claim(views, offset, length)
+            whole, begin = self._completed(views, offset, length)
+            self._top.write(whole, begin)
+            self._claim(DATA, begin, sum(map(len, whole)))
 
     def _is_top_only(self, first: int, count: int) -> bool:
-        runs = self._owners.runs(first, count)
-        return len(runs) == 1 and runs[0][0] == self._top_number
+        return self._owners.look(first, count).count(self._top_number) == count
 
-    def _claim(self, views: Views, offset: int, length: int) -> None:
-        """Write, with the edges' pages completed from below where the top has them not. The caller has the lock."""
+    def _completed(self, views: Views, offset: int, length: int) -> tuple[Views, int]:
+        """With the edges' pages whole, from below, where the top has them not; and where that begins."""
         end = offset + length
         head_bytes, tail_bytes = offset % PAGE_BYTES, -end % PAGE_BYTES
         whole = list(views)
+        begin = offset
         if head_bytes and not self._is_top_only(offset // PAGE_BYTES, 1):
-            offset -= head_bytes
-            whole.insert(0, self._copy(offset, head_bytes))
+            begin -= head_bytes
+            whole.insert(0, self._copy(begin, head_bytes))
         if tail_bytes and not self._is_top_only(end // PAGE_BYTES, 1):
             whole.append(self._copy(end, tail_bytes))
-            end += tail_bytes
-        self._top.write(whole, offset)
-        first = offset // PAGE_BYTES
-        count = -(-end // PAGE_BYTES) - first
-        self._log.append(DATA, first, count)
-        self._owners.set(first, count, self._top_number)
+        return whole, begin
 
     def _copy(self, offset: int, length: int) -> memoryview:
         buffer = memoryview(bytearray(length))
         self.read((buffer,), offset)
         return buffer
+
+    def _claim(self, kind: int, offset: int, length: int) -> None:
+        """These pages are the top's, or nobody's; their data are there. The caller has the lock."""
+        with self._owners.lock:
+            self._claim_locked(kind, *_pages(offset, length))
+
+    def _claim_locked(self, kind: int, first: int, count: int) -> None:
+        """The same for who has the owners' lock, too. It fails as a whole, and before anything was noted."""
+        self._owners.make_room(first, count)
+        self._log.append(kind, first, count)
+        self._owners.set(first, count, self._top_number if kind == DATA else NOBODY)
+        if self._log.claimed > self._noted_bytes + NOTE_BYTES:
+            self._note()
 
     @property
     def _log(self) -> MapLog:
@@ -238,43 +318,57 @@ class LayeredStore:
 
     def punch(self, offset: int, length: int) -> None:
         """In the top's own pages by a hole; where layers below have data, by a record that nobody has the page."""
-        end = offset + length
-        inner, inner_end = -(-offset // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
-        if inner >= inner_end:
-            self._clear_edge(offset, length)
-            return
-        self._clear_edge(offset, inner - offset)
-        self._clear_edge(inner_end, end - inner_end)
+        inner, inner_end = self._clear_edges(offset, length)
         with self._lock:
-            runs = self._owners.runs(inner // PAGE_BYTES, (inner_end - inner) // PAGE_BYTES)
-            for owner, at, piece_length in list(self._pieces(runs, inner, inner_end - inner)):
+            runs = self._owners.runs(*_pages(inner, inner_end - inner))
+            for owner, at, piece_length in self._pieces(runs, inner, inner_end - inner):
                 if owner == self._top_number:
                     self._top.punch(at, piece_length)
                 elif owner != NOBODY:
                     self._hide(self.stack[owner].data, at, piece_length)
 
-    def _hide(self, below: DescriptorStore, offset: int, length: int) -> None:
+    def _hide(self, below: DescriptorStore | Nobody, offset: int, length: int) -> None:
         """What a layer below has in the range is nobody's now; its holes need no record."""
         done = 0
         while done < length:
             is_data, run = below.extent(offset + done, length - done)
             if is_data:
-                first = (offset + done) // PAGE_BYTES
-                count = -(-(offset + done + run) // PAGE_BYTES) - first
-                self._log.append(ZERO, first, count)
-                self._owners.set(first, count, NOBODY)
+                self._claim(ZERO, offset + done, run)
             done += run
+
+    def _clear_edges(self, offset: int, length: int) -> tuple[int, int]:
+        """Parts of pages read zeros; from where to where there are whole ones in between."""
+        end = offset + length
+        inner, inner_end = -(-offset // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES
+        if inner >= inner_end:
+            self._clear_edge(offset, length)
+            return inner, inner
+        self._clear_edge(offset, inner - offset)
+        self._clear_edge(inner_end, end - inner_end)
+        return inner, inner_end
 
     def _clear_edge(self, offset: int, length: int) -> None:
         """Parts of at most two pages."""
         if length:
-            first = offset // PAGE_BYTES
-            runs = self._owners.runs(first, -(-(offset + length) // PAGE_BYTES) - first)
-            if runs != [(NOBODY, runs[0][1])]:
+            owners = self._owners.look(*_pages(offset, length))
+            if owners.count(NOBODY) < len(owners):
                 self.write((memoryview(bytes(length)),), offset)
 
     def zero(self, offset: int, length: int) -> bool:
-        return False  # the space of pages that the top does not own would have to be made first: zeros are written
+        if self.is_sync_instant:
+            return False  # as a store without layers: there zeros are written
+        inner, inner_end = self._clear_edges(offset, length)
+        if inner == inner_end:
+            return True
+        with self._lock:
+            if not self._top.zero(inner, inner_end - inner):
+                return False
+            for owner, at, piece_length in self._pieces(
+                self._owners.runs(*_pages(inner, inner_end - inner)), inner, inner_end - inner
+            ):
+                if owner != self._top_number:
+                    self._claim(DATA, at, piece_length)
+        return True
 
     # Durability -----------------------------------------------------------------------------------------------------
 
@@ -289,15 +383,26 @@ class LayeredStore:
             if log is not None:
                 covered = log.claimed  # before the sync: what is claimed while we wait is not covered
             layer.data.sync_data()
-            if log is not None and log.is_behind(covered):
-                with self._lock:
+            if log is None or not log.is_behind(covered):
+                continue
+            # In memory the barrier is for who copies the files elsewhere; but below the top, for who will seal them.
+            if self._lock.acquire(blocking=not self.is_sync_instant or layer is not self.stack.top):
+                try:
                     log.barrier(covered)
+                    self._note()
+                finally:
+                    self._lock.release()
                 log.sync(covered)
 
     @property
-    def must_sync(self) -> bool:
-        log = self._log
-        return log.is_behind(log.claimed)
+    def must_settle(self) -> bool:
+        return self.stack.top.log is not None
+
+    def settle(self) -> None:
+        self.sync()
+        logs = [layer.log for layer in self._unsealed if layer.log is not None]
+        if not any(log.is_behind(log.claimed) for log in logs):
+            self._owners.finish(self._log.place())
 
     def scrub(self) -> None:
         self._redo.scrub()
@@ -315,9 +420,11 @@ class LayeredStore:
     def push(self, layer: Layer) -> None:
         """A new, empty layer on top. Nothing else is under way but, perhaps, sync()."""
         layer.runs()  # there are none, but that opens its map
-        self.stack.push(layer)
-        self._unsealed.append(layer)
-        self._look_at_top()
+        with self._lock:
+            self.stack.push(layer)
+            self._unsealed.append(layer)
+            self._look_at_top()
+            self._note()
 
     def seal(self) -> None:
         """Everything below the top is durable (sync() was called behind push()) and noted so in the catalogue."""
@@ -351,24 +458,29 @@ class LayeredStore:
         return sum(layer.allocated_bytes() for layer in self.stack.all_layers() if layer.file.uuid == uuid)
 
     def close(self) -> None:
-        for layer in self.stack.all_layers():
-            layer.close()
+        close_all(self.stack.all_layers())
         self._owners.close()
         self._redo.close()
 
 
-def _joined(runs: Sequence[Run]) -> Iterator[Run]:
-    """Neighbours that were claimed one behind the other are one run."""
+def _pages(offset: int, length: int) -> tuple[int, int]:
+    """First and count of those that a range of bytes touches."""
+    first = offset >> _PAGE_SHIFT
+    return first, (offset + length + _PAGE_MASK >> _PAGE_SHIFT) - first
+
+
+def _claims(number: int, runs: Iterable[Run]) -> Iterator[tuple[int, int, int]]:
+    """First page, count, owner; neighbours that were claimed one behind the other are one run."""
     kind, first, end = DATA, 0, 0
     for run in runs:
         if run.kind == kind and run.first == end:
             end += run.pages
         else:
             if end > first:
-                yield Run(kind, first, end - first)
+                yield first, end - first, number if kind == DATA else NOBODY
             kind, first, end = run.kind, run.first, run.first + run.pages
     if end > first:
-        yield Run(kind, first, end - first)
+        yield first, end - first, number if kind == DATA else NOBODY
 
 
 def _cut(views: Views, done: int, length: int, total: int) -> Views:
@@ -376,9 +488,3 @@ def _cut(views: Views, done: int, length: int, total: int) -> Views:
     if length == total:
         return views
     return views_until(views_after(views, done) if done else views, length)
-
-
-def _read_zeros(views: Views, length: int) -> None:
-    done = 0
-    while done < length:
-        done += os.preadv(_zeros, views_after(views, done), 0)

@@ -5,9 +5,12 @@
 A record is a run of pages of one kind: DATA (the page stands in the data file), ZERO (it reads zeros, whatever older
 layers have), or a BARRIER, which says how long the log was when a sync of the data file began that has succeeded since.
 Data are with the kernel before their record is, so after the death of a process every record is believed. A power cut
-may have kept a record without its data: where the header names another boot than the one that runs, only records before
-the last barrier are believed, and the log is written anew. A record never straddles a sector, each has a CRC32C that
-begins with the header's, and the first that does not fit ends the log. docs/ON-DISK.md is the long form of this.
+may have kept a record without its data: where the log was last written in another boot than the one that runs, only
+records that a barrier covers are believed. Who opens it to write then appends a BOOT, which voids the others for good.
+A record never straddles a sector, each has a CRC32C that begins with the header's, and the first that does not fit ends
+the log. docs/ON-DISK.md is the long form of this.
+
+Who knows already what the log says up to some ``Place`` (owners.py does) has only the rest read.
 """
 
 from __future__ import annotations
@@ -23,28 +26,23 @@ import crc32c
 
 from shm_server.stores import linux
 from shm_server.stores.boot import boot_id
-from shm_server.stores.redo import sync_directory
 
 FORMAT = 1
 PAGE_BYTES = 4096
 
-DATA, ZERO, BARRIER = 1, 2, 3
+DATA, ZERO, BARRIER, BOOT = 1, 2, 3, 4
 
 _MAGIC = b"OVSLAYER"
 _HEADER = struct.Struct("<8sIIQ16s16sI")  # magic, format, page bytes, layer, volume's uuid, boot id, crc32c
 HEADER_BYTES = 512  # a sector: written whole or not at all
 _RECORD = struct.Struct("<IIQQQ")  # crc32c, kind, first page, page count, its own offset in the log
 RECORD_BYTES = _RECORD.size
-_READ_RECORDS = 4096
-ROOM_BYTES = 4096
+_BOOT = struct.Struct("<QQ")  # 16 bytes, as a record's page and count
+_READ_BYTES = 4096 * RECORD_BYTES
+ROOM_BYTES = 64 << 10
 
 assert HEADER_BYTES % RECORD_BYTES == 0
 assert 512 % RECORD_BYTES == 0
-
-
-def new_path(path: Path) -> Path:
-    """What a map is called while it is written anew."""
-    return path.with_suffix(".new")
 
 
 class Run(NamedTuple):
@@ -53,6 +51,22 @@ class Run(NamedTuple):
     kind: int
     first: int
     pages: int
+
+
+class Place(NamedTuple):
+    """Behind a record of a log; whoever names it knows all that is before."""
+
+    layer: int
+    length: int  # up to here
+    claimed: int  # where the last record of a run ends
+    durable: int  # up to here records are believed after a power cut
+    checksum: int  # of the record that ends there, or of the header: it is this log, and not one that was like it
+    boot: bytes  # in which that record was written
+
+
+def is_of_now(boot: bytes) -> bool:
+    """Since then no power can have failed."""
+    return boot == boot_id()
 
 
 class MapLog:
@@ -65,8 +79,9 @@ class MapLog:
         self._fd = -1
         self._seed = 0
         self._length = 0  # where the next record goes
-        self._claimed = 0  # where the last record that is no barrier ends
+        self._claimed = 0  # where the last record ends that is a run's
         self._durable = 0  # up to here records are believed after a power cut
+        self._last = 0  # the checksum of the last record, or of the header
         self._room = 0  # up to here the file has its space
 
     # Beginning ------------------------------------------------------------------------------------------------------
@@ -78,77 +93,89 @@ class MapLog:
         os.fsync(self._fd)
         self._length = self._claimed = self._durable = HEADER_BYTES
 
-    def open(self, *, is_sealed: bool = False) -> Sequence[Run]:
+    def open(self, *, is_sealed: bool = False, since: Place | None = None) -> Sequence[Run]:
         """Open it; the runs that are believed, oldest first. EPROTONOSUPPORT: a newer format; EIO: no map of ours.
 
-        ``is_sealed``: the layer is durable as a whole, so what its last barrier does not cover is nobody's.
+        ``is_sealed``: the layer is durable as a whole, so what its last barrier does not cover is nobody's, and nothing
+        is written. ``since``: only those behind it; has() was asked.
         """
+        boot = self._open()
+        if since is None:
+            since = Place(self._layer, HEADER_BYTES, HEADER_BYTES, HEADER_BYTES, self._seed, boot)
+        runs, boot = self._scan(since)
+        is_past = not is_of_now(boot)
+        if is_sealed or is_past:
+            self._void(runs, since.length)
+        if not is_sealed:
+            # Or what is behind a damaged record would count again once another stands in its place.
+            if os.fstat(self._fd).st_size > self._length:
+                os.ftruncate(self._fd, self._length)
+            if is_past:
+                first, count = _BOOT.unpack(boot_id())
+                self._put(self._record(BOOT, first, count, self._length))
+            # Its writer may have died between barrier() and sync(): a barrier that was read is not a durable one.
+            os.fdatasync(self._fd)
+        return [run for run in runs if run is not None]
+
+    def has(self, place: Place) -> bool:
+        """The log is the one of that place, and as long at least. It is not open yet."""
+        try:
+            self._open()
+            at = place.length - RECORD_BYTES
+            if place.layer != self._layer or at % RECORD_BYTES or place.length < HEADER_BYTES:
+                return False
+            if place.length == HEADER_BYTES:
+                return place.checksum == self._seed
+            raw = os.pread(self._fd, RECORD_BYTES, at)
+            return len(raw) == RECORD_BYTES and self._checksum(raw[4:]) == place.checksum == _RECORD.unpack(raw)[0]
+        finally:
+            self.close()
+
+    def _open(self) -> bytes:
+        """The boot id of when it was begun."""
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise OSError(errno.EIO, f"the map {self.path} of layer {self._layer} is missing") from None
-        boot = self._check_header(os.pread(self._fd, HEADER_BYTES, 0))
-        runs, durable = self._scan()
-        self._durable = durable
-        if boot == boot_id() and not is_sealed:
-            # Or what is behind a damaged record would count again once another stands in its place.
-            if os.fstat(self._fd).st_size > self._length:
-                os.ftruncate(self._fd, self._length)
-            # Its writer may have died between barrier() and sync(): a barrier that was read is not a durable one.
-            os.fdatasync(self._fd)
-            return [run for run in runs if run.kind != BARRIER]
-        covered = (durable - HEADER_BYTES) // RECORD_BYTES
-        believed = [run for run in runs[:covered] if run.kind != BARRIER]
-        if not is_sealed:
-            self._rewrite(believed)
-        return believed
+        return self._check_header(os.pread(self._fd, HEADER_BYTES, 0))
 
-    def _scan(self) -> tuple[list[Run], int]:
-        """Every whole record, and up to where they are durable."""
-        runs: list[Run] = []
-        durable = at = HEADER_BYTES
-        self._claimed = HEADER_BYTES
-        while block := os.pread(self._fd, _READ_RECORDS * RECORD_BYTES, at):
+    def _scan(self, since: Place) -> tuple[list[Run | None], bytes]:
+        """For every whole record behind ``since`` its run, if it is one, and the boot that the last was written in."""
+        runs: list[Run | None] = []
+        at, boot = since.length, since.boot
+        self._claimed, self._durable, self._last = since.claimed, since.durable, since.checksum
+        while block := memoryview(os.pread(self._fd, _READ_BYTES, at)):
             whole = len(block) - len(block) % RECORD_BYTES
-            for start in range(0, whole, RECORD_BYTES):
-                checksum, kind, first, count, own = _RECORD.unpack_from(block, start)
+            begin = at
+            for checksum, kind, first, count, own in _RECORD.iter_unpack(block[:whole]):
+                start = at - begin
                 if own != at or checksum != self._checksum(block[start + 4 : start + RECORD_BYTES]):
                     self._length = at
-                    return runs, durable
+                    return runs, boot
                 at += RECORD_BYTES
-                runs.append(Run(kind, first, count))
+                self._last = checksum
+                runs.append(Run(kind, first, count) if kind in (DATA, ZERO) else None)
                 if kind == BARRIER:
-                    durable = max(durable, first)
+                    self._durable = max(self._durable, first)
+                elif kind == BOOT:
+                    boot = _BOOT.pack(first, count)
+                    self._void(runs, since.length)
                 else:
                     self._claimed = at
-            if len(block) < _READ_RECORDS * RECORD_BYTES:
+            if len(block) < _READ_BYTES:
                 break
         self._length = at
-        return runs, durable
+        return runs, boot
 
-    def _rewrite(self, runs: list[Run]) -> None:
-        """The map with nothing but these runs, all of them durable, and of this boot; as one step."""
-        path = new_path(self.path)
-        os.close(self._fd)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        data = bytearray(self._header())
-        for run in runs:
-            data += self._record(*run, len(data))
-        self._claimed = len(data)
-        data += self._record(BARRIER, len(data), 0, len(data))
-        view = memoryview(data)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, view[done:], done)
-        os.fsync(self._fd)
-        os.rename(path, self.path)
-        sync_directory(self.path.parent)
-        self._length = len(data)
-        self._durable = self._claimed
+    def _void(self, runs: list[Run | None], begin: int) -> None:
+        """What no barrier covers may have no data behind it; ``runs`` are the records from ``begin`` on."""
+        covered = max(0, (self._durable - begin) // RECORD_BYTES)
+        runs[covered:] = [None] * (len(runs) - covered)
+        self._claimed = min(self._claimed, self._durable)
 
     def _header(self) -> bytes:
         fields = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, self._layer, self._uuid, boot_id(), 0)[:-4]
-        self._seed = crc32c.crc32c(fields)
+        self._seed = self._last = crc32c.crc32c(fields)
         return (fields + self._seed.to_bytes(4, "little")).ljust(HEADER_BYTES, b"\0")
 
     def _check_header(self, raw: bytes) -> bytes:
@@ -179,7 +206,7 @@ class MapLog:
 
     def _make_room(self) -> None:
         """For a record and a barrier: a FLUSH must not fail on a full disk when what it covers had its place."""
-        if self._length + 2 * RECORD_BYTES <= self._room:
+        if self.has_room:
             return
         self._room = max(self._room, self._length)
         try:
@@ -189,14 +216,24 @@ class MapLog:
                 raise
         self._room += ROOM_BYTES
 
+    @property
+    def has_room(self) -> bool:
+        """append() need not ask the file system for any."""
+        return self._length + 2 * RECORD_BYTES <= self._room
+
     def _put(self, record: bytes) -> None:
         if os.pwrite(self._fd, record, self._length) < len(record):  # the next one is written over a part of one
             raise OSError(errno.ENOSPC, f"no room for a record in {self.path}")
         self._length += len(record)
+        self._last = int.from_bytes(record[:4], "little")
 
     def is_behind(self, covered: int) -> bool:
         """There are runs before ``covered`` that a power cut would take."""
         return covered > self._durable
+
+    def place(self) -> Place:
+        """Behind the last record; the log is open to be written."""
+        return Place(self._layer, self._length, self._claimed, self._durable, self._last, boot_id())
 
     @property
     def is_empty(self) -> bool:
@@ -230,5 +267,5 @@ class MapLog:
         raw = _RECORD.pack(0, kind, first, count, offset)
         return self._checksum(raw[4:]).to_bytes(4, "little") + raw[4:]
 
-    def _checksum(self, raw: bytes) -> int:
+    def _checksum(self, raw: bytes | memoryview) -> int:
         return crc32c.crc32c(raw, self._seed)

@@ -19,7 +19,7 @@ class NullStore:
     """Zeros come from /dev/zero, so that a read costs its copy into the slot and faults as any other."""
 
     can_discard = True
-    must_sync = False
+    must_settle = False
     descriptor = -1
     max_atomic_write_bytes = 0
     inline_bytes = INLINE_BYTES
@@ -61,6 +61,9 @@ class NullStore:
         return True, length  # or initiators would not read at all, and there would be nothing to measure
 
     def sync(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def resize(self, size_bytes: int) -> None:

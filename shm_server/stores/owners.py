@@ -1,157 +1,246 @@
 """Which layer of a chain has each page: resolved, so that reading never walks the chain.
 
 A page's owner is a number: 0 the chain's base, else a layer's in the catalogue (stack.py), ZERO nobody (it reads 0s).
-They stand four bytes a page in a sparse file without a name, made anew whenever the volume is opened, from the layers'
-maps; so nothing here needs to be durable. Chunks of it are kept in memory within a budget that all volumes share
-(map_cache_size). A page that no layer above the base ever owned takes no room in either.
+They stand four bytes a page in a file (table.py). Chunks of it are kept in memory within a budget that all volumes
+share (map_cache_size). Chunks of which no layer above the base ever owned a page take no room in either.
+
+A change comes behind its record in a layer's log. So room for it is made before that record (``make_room``), and if it
+can't be written after all, the chunk stays in memory for good, and the table is given up: the maps have it.
 
 Looking at chunks that are in memory takes no lock; getting one, and changing one, does.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
+import logging
 import threading
 from array import array
-from collections.abc import Iterator
-from itertools import groupby
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 from shm_server.stores.clock import Clock, Kept
+from shm_server.stores.maplog import Place
+from shm_server.stores.table import Table
+
+log = logging.getLogger(__name__)
 
 CHUNK_PAGES = 1 << 14
 CHUNK_BYTES = CHUNK_PAGES * 4
+CHUNK_SHIFT = CHUNK_PAGES.bit_length() - 1
+CHUNK_MASK = CHUNK_PAGES - 1
+BASE = 0
 ZERO = 0xFFFF_FFFF
 
+_BLOCK_PAGES = 1024  # owners that a file system gives room to at once
 _EMPTY = array("I", bytes(CHUNK_BYTES))
-_SHIFT = CHUNK_PAGES.bit_length() - 1
-_MASK = CHUNK_PAGES - 1
+_EMPTY_BLOCK = bytes(_BLOCK_PAGES * 4)
 
 
-class _Chunk:
+class Chunk:
     """So many neighbours' owners, in memory. Compared by identity."""
 
-    __slots__ = ("_home", "_number", "owners", "was_used")
+    __slots__ = ("_home", "_number", "is_pinned", "owners", "room", "was_used")
 
-    def __init__(self, home: dict[int, _Chunk], number: int, owners: array[int]) -> None:
+    def __init__(self, home: dict[int, Chunk], number: int, owners: array[int], room: int) -> None:
         self._home = home
         self._number = number
         self.owners = owners
+        self.room = room  # a bit for each block that has its room in the file
         self.was_used = True
+        self.is_pinned = False
 
     def throw_away(self) -> None:
-        self._home.pop(self._number, None)
+        if not self.is_pinned:
+            self._home.pop(self._number, None)
 
 
 class Owners:
     """``lock`` is for whoever must not wait: try it, then use the methods that say so."""
 
-    def __init__(self, directory: Path, cache: Clock) -> None:
-        with tempfile.TemporaryFile(dir=directory) as file:
-            self._fd = os.dup(file.fileno())
+    def __init__(self, table: Table, cache: Clock) -> None:
+        self._table = table
         self._cache = cache
-        self._chunks: dict[int, _Chunk] = {}
-        self._known: set[int] = set()  # chunks of which anything was ever set
+        self.chunks: dict[int, Chunk] = {}  # those in memory
+        self.known = bytearray()  # by chunk: something was ever set in it; behind its end: no
         self.lock = threading.Lock()
+
+    # Beginning and end ----------------------------------------------------------------------------------------------
+
+    def recall(self) -> Place | None:
+        """Up to where in which layer's log an earlier life knew all: then use() that; or renew()."""
+        return self._table.recall()
+
+    def use(self, place: Place) -> None:
+        self._table.use(place)
+        number = 0
+        while (at := self._table.next_data(number * CHUNK_BYTES)) is not None:
+            number = at // CHUNK_BYTES
+            self._make_known(number)
+            number += 1
+
+    def renew(self) -> None:
+        """The base owns all."""
+        self._table.renew()
+
+    def load(self, claims: Iterable[tuple[int, int, int]]) -> None:
+        """First page, count, owner, the oldest first; before anybody looks."""
+        for first, count, owner in claims:
+            for number, start, end in _pieces(first, count):
+                self._make_known(number)
+                self._table.write(array("I", [owner]) * (end - start), number * CHUNK_BYTES + start * 4)
+
+    def note(self, place: Place) -> None:
+        """All that is before it was set."""
+        try:
+            self._table.note(place)
+        except OSError as error:
+            self._give_up(error)
+
+    def finish(self, place: Place) -> None:
+        """The same, for the last time; and durable: what a later life finds it may believe."""
+        try:
+            self._table.finish(place)
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        gone: set[Kept] = set(self.chunks.values())
+        if gone:
+            self._cache.discard(gone)
+        self._table.close()
+
+    def _give_up(self, error: OSError) -> None:
+        log.error("the owners of a volume's pages can't be kept, the next open reads all its maps: %s", error)
+        self._table.give_up()
 
     # Looking --------------------------------------------------------------------------------------------------------
 
-    def now(self, first: int, count: int) -> list[tuple[int, int]] | None:
-        """Runs (owner, pages) of the range; None: not all of it is in memory."""
-        number, start = first >> _SHIFT, first & _MASK
-        if start + count <= CHUNK_PAGES:  # nearly always: one chunk
-            chunk = self._chunks.get(number)
-            if chunk is None:
-                return [(0, count)] if number not in self._known else None
-            chunk.was_used = True
-            return _runs(chunk.owners, start, start + count)
-        runs: list[tuple[int, int]] = []
+    def now(self, first: int, count: int) -> array[int] | None:
+        """The owner of each page of the range; None: not all of it can be had at once."""
+        owners = array("I")
         for number, start, end in _pieces(first, count):
-            chunk = self._chunks.get(number)
-            if chunk is not None:
-                chunk.was_used = True
-                _join(runs, _runs(chunk.owners, start, end))
-            elif number not in self._known:
-                _join(runs, [(0, end - start)])
-            else:
-                return None
-        return runs
+            chunk = self.chunks.get(number)
+            if chunk is None and self.is_known(number):
+                chunk = self._get_now(number)
+                if chunk is None:
+                    return None
+            owners += self._cut(chunk, start, end)
+        return owners
 
-    def runs(self, first: int, count: int) -> list[tuple[int, int]]:
+    def look(self, first: int, count: int) -> array[int]:
         """The same, whatever has to be read for it."""
-        runs: list[tuple[int, int]] = []
+        owners = array("I")
         for number, start, end in _pieces(first, count):
-            chunk = self._chunks.get(number)
-            if chunk is None and number in self._known:
-                with self.lock:
-                    chunk = self._get(number)
-            _join(runs, [(0, end - start)] if chunk is None else _runs(chunk.owners, start, end))
-        return runs
+            owners += self._cut(self._find(number), start, end)
+        return owners
+
+    def runs(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Owner, pages; of a range of any length. What is set meanwhile may be seen."""
+        for number, start, end in _pieces(first, count):
+            chunk = self._find(number)
+            yield from ((BASE, end - start),) if chunk is None else runs_of(self._cut(chunk, start, end))
+
+    def is_known(self, number: int) -> bool:
+        return number < len(self.known) and self.known[number] != 0
+
+    def _find(self, number: int) -> Chunk | None:
+        """None: the base has all of it."""
+        chunk = self.chunks.get(number)
+        if chunk is None and self.is_known(number):
+            with self.lock:
+                chunk = self._get(number)
+        return chunk
+
+    def _cut(self, chunk: Chunk | None, start: int, end: int) -> array[int]:
+        if chunk is None:
+            return _EMPTY[start:end]
+        chunk.was_used = True
+        return chunk.owners[start:end]
 
     # Changing -------------------------------------------------------------------------------------------------------
 
-    def set(self, first: int, count: int, owner: int) -> None:
-        with self.lock:
-            self.set_locked(first, count, owner)
+    def make_room(self, first: int, count: int) -> None:
+        """For who has ``lock``: set() of the range will find room. Reads nothing for chunks that now() told of."""
+        for number, start, end in _pieces(first, count):
+            chunk = self._get(number)
+            for block in range(start // _BLOCK_PAGES, (end - 1) // _BLOCK_PAGES + 1):
+                if not chunk.room >> block & 1:
+                    at = block * _BLOCK_PAGES
+                    self._table.write(chunk.owners[at : at + _BLOCK_PAGES], number * CHUNK_BYTES + at * 4)
+                    chunk.room |= 1 << block
 
-    def set_locked(self, first: int, count: int, owner: int) -> None:
-        """For who has ``lock``. Reads nothing for chunks that now() told of."""
+    def set(self, first: int, count: int, owner: int) -> None:
+        """For who has ``lock``; room was made."""
         for number, start, end in _pieces(first, count):
             chunk = self._get(number)
             piece = array("I", [owner]) * (end - start)
-            # The file first: the chunk may be thrown away meanwhile.
-            if os.pwrite(self._fd, piece, number * CHUNK_BYTES + start * 4) < len(piece) * 4:
-                raise OSError(errno.ENOSPC, "no room for the map of a volume")
-            chunk.owners[start:end] = piece
+            try:
+                # The file first: the chunk may be thrown away meanwhile.
+                self._table.write(piece, number * CHUNK_BYTES + start * 4)
+                chunk.owners[start:end] = piece
+            except OSError as error:
+                chunk.owners[start:end] = piece
+                chunk.is_pinned = True
+                self.chunks[number] = chunk
+                self._give_up(error)
 
-    def _get(self, number: int) -> _Chunk:
-        chunk = self._chunks.get(number)
+    def _get(self, number: int) -> Chunk:
+        chunk = self.chunks.get(number)
         if chunk is None:
-            if number in self._known:
-                owners = array("I", os.pread(self._fd, CHUNK_BYTES, number * CHUNK_BYTES).ljust(CHUNK_BYTES, b"\0"))
-            else:
-                owners = array("I", _EMPTY)
-                self._known.add(number)
-            chunk = self._chunks[number] = _Chunk(self._chunks, number, owners)
-            self._cache.add(chunk)
+            is_known = self.is_known(number)
+            chunk = self._keep(number, self._table.read(number * CHUNK_BYTES, CHUNK_BYTES) if is_known else b"")
         return chunk
 
-    def close(self) -> None:
-        gone: set[Kept] = set(self._chunks.values())
-        self._cache.discard(gone)
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def _get_now(self, number: int) -> Chunk | None:
+        """None: it would have to be waited for."""
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            data = self._table.read_now(number * CHUNK_BYTES, CHUNK_BYTES)
+            return None if data is None else self._keep(number, data)
+        finally:
+            self.lock.release()
 
-    def __del__(self) -> None:
-        self.close()
+    def _keep(self, number: int, data: bytes) -> Chunk:
+        if data:
+            data = data.ljust(CHUNK_BYTES, b"\0")
+            blocks = range(CHUNK_PAGES // _BLOCK_PAGES)
+            step = len(_EMPTY_BLOCK)
+            room = sum(1 << block for block in blocks if data[block * step : (block + 1) * step] != _EMPTY_BLOCK)
+            chunk = Chunk(self.chunks, number, array("I", data), room)
+        else:
+            chunk = Chunk(self.chunks, number, array("I", _EMPTY), 0)
+        self._make_known(number)
+        self.chunks[number] = chunk
+        self._cache.add(chunk)
+        return chunk
+
+    def _make_known(self, number: int) -> None:
+        if number >= len(self.known):
+            self.known += bytes(number + 1 - len(self.known))
+        self.known[number] = 1
 
 
 def _pieces(first: int, count: int) -> Iterator[tuple[int, int, int]]:
     """Chunk by chunk: its number, and which of its pages [start, end)."""
     end = first + count
     while first < end:
-        start = first & _MASK
+        start = first & CHUNK_MASK
         stop = min(CHUNK_PAGES, start + end - first)
-        yield first >> _SHIFT, start, stop
+        yield first >> CHUNK_SHIFT, start, stop
         first += stop - start
 
 
-def _runs(owners: array[int], start: int, end: int) -> list[tuple[int, int]]:
-    owner = owners[start]
-    length = end - start
-    if length == 1:
-        return [(owner, 1)]
-    piece = owners[start:end]
-    if piece.count(owner) == length:
-        return [(owner, length)]
-    return [(each, sum(1 for _ in group)) for each, group in groupby(piece)]
-
-
-def _join(runs: list[tuple[int, int]], more: list[tuple[int, int]]) -> None:
-    if runs and more and runs[-1][0] == more[0][0]:
-        runs[-1] = (more[0][0], runs[-1][1] + more[0][1])
-        more = more[1:]
-    runs += more
+def runs_of(owners: array[int]) -> Iterator[tuple[int, int]]:
+    """Owner, pages."""
+    if not owners:
+        return
+    owner = owners[0]
+    if owners.count(owner) == len(owners):
+        yield owner, len(owners)
+        return
+    begin = 0
+    for at, each in enumerate(owners):
+        if each != owner:
+            yield owner, at - begin
+            owner, begin = each, at
+    yield owner, len(owners) - begin

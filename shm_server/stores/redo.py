@@ -40,7 +40,7 @@ class RedoFile:
     """Calls may come from any thread; record() and retire() one at a time."""
 
     def __init__(self, path: Path, uuid: str) -> None:
-        self._path = path
+        self.path = path
         self._uuid = bytes.fromhex(uuid).ljust(16, b"\0")[:16]
         self._fd = -1
         self._is_retirement_dirty = False
@@ -67,13 +67,13 @@ class RedoFile:
     def replay(self, write: Callable[[bytes, int], object], sync: Callable[[], object], size_bytes: int) -> None:
         """``write`` a record that is whole to its place in the store: when that is opened, before anybody looks."""
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         found = self._read(size_bytes)
         if found is not None:
             offset, data = found
-            log.warning("%s: a write of %d bytes at %d was under way: it is done now", self._path, len(data), offset)
+            log.warning("%s: a write of %d bytes at %d was under way: it is done now", self.path, len(data), offset)
             write(data, offset)
             sync()
         self.retire()
@@ -93,11 +93,11 @@ class RedoFile:
     # Inside ---------------------------------------------------------------------------------------------------------
 
     def _create(self) -> int:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, _FILE_BYTES)
             os.fsync(fd)
-            sync_directory(self._path.parent)
+            sync_directory(self.path.parent)
         except OSError:
             os.close(fd)
             raise

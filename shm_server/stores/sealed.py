@@ -23,7 +23,7 @@ class SealedStore:
     inline_bytes = 0
     is_sync_instant = True
     dirty_bytes = 0
-    must_sync = False
+    must_settle = False
 
     def __init__(self, chain: LayeredStore) -> None:
         self._chain = chain
@@ -39,6 +39,9 @@ class SealedStore:
 
     def sync(self) -> None:
         """It is durable since it has its name."""
+
+    def settle(self) -> None:
+        """It never was anything else."""
 
     def scrub(self) -> None:
         """There is no copy beside it."""

@@ -7,16 +7,43 @@ ascend, and what a layer had that is not there any more is the next lower one's;
 
 from __future__ import annotations
 
+import os
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable
 
+from shm_server.stores.base import Views, views_after
 from shm_server.stores.layer import Layer
+from shm_server.stores.owners import BASE, ZERO
 
-BASE = 0  # whatever its number is
+_zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
 
 
-class Stack(dict[int, Layer]):
+class Nobody:
+    """Has the pages that read zeros; like a layer to who reads, and like its data."""
+
+    def __init__(self) -> None:
+        self.was_used = True
+        self.open_reader = self.reader = self.data = self
+
+    def read_now(self, views: Views, _offset: int) -> int:
+        return os.preadv(_zeros, views, 0)
+
+    def read(self, views: Views, _offset: int) -> int:
+        total = sum(map(len, views))
+        done = 0
+        while done < total:
+            done += os.preadv(_zeros, views_after(views, done), 0)
+        return total
+
+    def extent(self, _offset: int, length: int) -> tuple[bool, int]:
+        return False, length
+
+
+NOBODY = Nobody()
+
+
+class Stack(dict[int, Layer | Nobody]):
     """``stack[number]`` is the layer that has what layer ``number`` had. Any thread may look."""
 
     def __init__(self, layers: Iterable[Layer]) -> None:
@@ -28,11 +55,23 @@ class Stack(dict[int, Layer]):
         self.top = above[-1] if above else self.base
         self._lock = threading.Lock()
 
-    def __missing__(self, number: int) -> Layer:
+    def __missing__(self, number: int) -> Layer | Nobody:
+        found: Layer | Nobody = NOBODY
         with self._lock:
-            at = bisect_right(self._numbers, number)
-            layer = self[number] = self._layers[self._numbers[at - 1]] if at else self.base
-        return layer
+            if number != ZERO:
+                at = bisect_right(self._numbers, number)
+                found = self._layers[self._numbers[at - 1]] if at else self.base
+            self[number] = found
+        return found
+
+    def number_of(self, owner: int) -> int:
+        """Of the layer that has what ``owner`` had, or ZERO."""
+        found = self[owner]
+        return found.file.number if isinstance(found, Layer) else ZERO
+
+    def find(self, number: int) -> Layer | None:
+        """The layer of that number, where it is still there, above the base."""
+        return self._layers.get(number)
 
     @property
     def top_number(self) -> int:

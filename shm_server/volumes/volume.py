@@ -356,19 +356,20 @@ class Volume:
         self.generation = generation
 
     def close(self) -> Wait[None]:
-        """The last handle has gone. A sync that still runs keeps its descriptor until it ends; then the result is set,
-        and the store may be opened again."""
+        """The last handle has gone. The store keeps its descriptors until a sync that still runs, and its last one,
+        have ended; then the result is set, and it may be opened again."""
         closed: Wait[None] = Wait()
 
-        def close(_value: None, _error: BaseException | None) -> None:
+        def close(_value: None, error: BaseException | None) -> None:
+            if error is not None:
+                self._fail(f"fdatasync: {error}", error)
             self.store.close()
             closed.set()
 
-        if self._is_syncing or (self.store.must_sync and not self.failure):
-            turn: Wait[None] = Wait()
-            self._sync_waiters.append(turn)
-            turn.start(close)
-            self._start_sync()
+        if self.store.must_settle and not self.failure:
+            Call(self.runtime, self._sync_lane, self.store.settle).start(close)
+        elif self._is_syncing:
+            Call(self.runtime, self._sync_lane, lambda: None).start(close)  # behind it
         else:
             close(None, None)
         return closed
