@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import bench_core, bench_interfaces, bench_snapshots, fio, pasts
+from benchmarks import bench_core, bench_images, bench_interfaces, bench_snapshots, fio, pasts
 from benchmarks.load import Moved, Shape
 from tests.tools import require_fuse, require_tool
 
@@ -30,6 +30,16 @@ def test_bench_snapshots_runs(part: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert bench_snapshots.main() == 0
     said = capsys.readouterr().out
     assert all(any(line.startswith(point.name) for line in said.splitlines()) for point in bench_snapshots.POINTS)
+
+
+def test_bench_images_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny volume goes out and in, and its differences are exported."""
+    require_tool("qemu-img", "qemu-utils")
+    monkeypatch.setattr(sys, "argv", ["bench_images", "--size", "2", "--rounds", "1"])
+    monkeypatch.setattr(bench_images, "PAGES", 10)
+    assert bench_images.main() == 0
+    said = capsys.readouterr().out
+    assert all(way in said for way in ("export, raw", "import, qcow2", "10 pages at random, clusters of 4 KiB"))
 
 
 def test_a_scattered_past_is_scattered() -> None:

@@ -386,6 +386,17 @@ def test_half_an_import(context: Context, name: str, end: Callable[[], object], 
     assert name not in {found.name for found in context.list_volumes()}
 
 
+def test_server_dies_under_an_import(short_dir: Path) -> None:
+    """Its successor has no half-made volume either."""
+    with Serve(short_dir / "s", {"other": "64M"}) as serve, Context(state_dir=serve.state_dir) as context:
+        image = importing.Image(Path("half"), _Ending(serve.kill_server), "", None)
+        with pytest.raises(ConnectionError):
+            importing.import_image(context, image, "half", lambda done: None)
+        with Context(state_dir=serve.state_dir) as again:
+            assert [found.name for found in again.list_volumes()] == ["other"]
+        assert serve.stop() == 0
+
+
 # A terminal --------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from iscsi_ovs.images import files, origin, probing, transfer
 from iscsi_ovs.images.image import ImageError, Kind, Reader
 from iscsi_ovs.images.qcow2_reader import Qcow2Reader
 from iscsi_ovs.images.raw import RawReader
+
+RETURN_S = 10.0  # a server that died is waited for so long
 
 Progress = Callable[[int], object]  # so many bytes of the disk are behind us
 
@@ -70,25 +74,43 @@ def import_image(
             fill(context, volume, image.reader, progress, is_blank=True)
             if keep is not None and image.origin is not None:
                 keep(image.origin.of)
-    except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong first is what is told
-            context.remove_volume(name, force=True)
+    except BaseException as error:
+        if not _is_removed(context, name):
+            raise ImageError(f"{error or type(error).__name__}; half of volume {name} is there, remove it") from error
         raise
+
+
+def _is_removed(context: shm_client.Context, name: str) -> bool:
+    """It is gone when this returns True: also where the server died, and another one is there within RETURN_S."""
+    deadline = time.monotonic() + RETURN_S
+    while True:
+        try:
+            if not context.is_connected:
+                context.reconnect()
+            context.remove_volume(name, force=True)
+            return True
+        except OSError as error:
+            if error.errno == errno.ENOENT and context.is_connected:
+                return True
+            if context.is_connected or time.monotonic() > deadline:
+                return False
+        time.sleep(0.05)
 
 
 def fill(
     context: shm_client.Context, volume: shm_client.Volume, reader: Reader, progress: Progress, *, is_blank: bool
 ) -> None:
     """What the image has into the volume, durable at the end. ``is_blank``: that reads zeros everywhere."""
-    filler = transfer.Filler(context, volume, reader.step_bytes, is_blank=is_blank)
-    for extent in reader.extents():
-        if extent.kind in (Kind.DATA, Kind.COMPRESSED):
-            reader.fill(extent, filler.buffer().data[: extent.length])
-            filler.write(extent.offset, extent.length)
-        elif extent.kind is Kind.ZERO:
-            filler.zero(extent.offset, extent.length)
-        progress(extent.length)
-    filler.flush()
+    with transfer.buffers(context, reader.step_bytes) as free:
+        filler = transfer.Filler(context, volume, free, is_blank=is_blank)
+        for extent in reader.extents():
+            if extent.kind in (Kind.DATA, Kind.COMPRESSED):
+                reader.fill(extent, filler.buffer().data[: extent.length])
+                filler.write(extent.offset, extent.length)
+            elif extent.kind is Kind.ZERO:
+                filler.zero(extent.offset, extent.length)
+            progress(extent.length)
+        filler.flush()
 
 
 def _stands_on(image: Image) -> str:

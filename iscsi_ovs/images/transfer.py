@@ -6,6 +6,7 @@ the pace. What comes out comes in order; what goes in has none. This file knows 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -87,7 +88,17 @@ def read(
 ) -> Iterator[tuple[int, int, memoryview | None]]:
     """Offset, length and bytes of each piece (None: it has no data), in order; the bytes until the next one is asked
     for. No piece of data is longer than ``step_bytes``; short ones share a buffer."""
-    free = [_Place(buffer) for buffer in allocate(context, step_bytes)]
+    with buffers(context, step_bytes) as taken:
+        yield from _read(context, volume, pieces, step_bytes, [_Place(buffer) for buffer in taken])
+
+
+def _read(
+    context: shm_client.Context,
+    volume: shm_client.Volume,
+    pieces: Iterable[Piece],
+    step_bytes: int,
+    free: list[_Place],
+) -> Iterator[tuple[int, int, memoryview | None]]:
     under_way: deque[tuple[int, int, _Place | None, int, shm_client.AioCompletion | None]] = deque()
     place = free.pop()
 
@@ -135,17 +146,28 @@ class _Place:
     is_full: bool = False
 
 
-def allocate(context: shm_client.Context, size: int) -> list[shm_client.Buffer]:
-    """As many buffers as can be had, and one at least. ENOMEM."""
-    buffers = [context.allocate(size)]
-    while len(buffers) < BUFFERS:
-        try:
-            buffers.append(context.allocate(size))
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            break
-    return buffers
+@contextlib.contextmanager
+def buffers(context: shm_client.Context, size: int) -> Iterator[list[shm_client.Buffer]]:
+    """As many as can be had up to BUFFERS, and one at least. ENOMEM."""
+    taken = [context.allocate(size)]
+    try:
+        while len(taken) < BUFFERS:
+            try:
+                taken.append(context.allocate(size))
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                break
+        yield taken
+    finally:
+        _give_back(context, taken)
+
+
+def _give_back(context: shm_client.Context, taken: list[shm_client.Buffer]) -> None:
+    """Those that the server still has, where somebody ended it half-way, stay until the context is closed."""
+    for buffer in taken:
+        if not buffer.in_flight:
+            context.deallocate(buffer)
 
 
 class Filler:
@@ -155,12 +177,17 @@ class Filler:
     """
 
     def __init__(
-        self, context: shm_client.Context, volume: shm_client.Volume, step_bytes: int, *, is_blank: bool
+        self,
+        context: shm_client.Context,
+        volume: shm_client.Volume,
+        free: Iterable[shm_client.Buffer],
+        *,
+        is_blank: bool,
     ) -> None:
         self._context = context
         self._volume = volume
         self._is_blank = is_blank
-        self._free = allocate(context, step_bytes)
+        self._free = list(free)
         self._writing: deque[tuple[shm_client.Buffer, list[shm_client.AioCompletion]]] = deque()
         self._zeroing: deque[shm_client.AioCompletion] = deque()
 

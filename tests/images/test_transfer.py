@@ -16,6 +16,8 @@ def changes(draw: st.DrawFn) -> tuple[list[Piece], int]:
     found: list[Piece] = []
     at = 0
     for gap, pages, is_data in draw(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40), st.booleans()))):
+        if found and found[-1][2] is is_data:
+            gap += 1  # neighbours of one kind are one change
         at += gap * PAGE
         found.append((at, pages * PAGE, is_data))
         at += pages * PAGE
