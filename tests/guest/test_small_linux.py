@@ -22,8 +22,9 @@ from tests.interop.serving import Serve
 pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
 
 MIB = 1 << 20
-SMALL, LARGE, LOAD = 48 * MIB, 64 * MIB, 8 * MIB
-WRITERS, BLOCKS = 4, 32  # of 64 KiB, on the second disk
+SMALL, LARGE = 48 * MIB, 64 * MIB
+WRITERS, BLOCKS, BLOCK = 4, 32, 64 << 10  # on the second disk
+LOAD = WRITERS * BLOCKS * BLOCK
 KILLS = 2
 
 FILL = f"""
@@ -65,13 +66,13 @@ for writer in $(seq {WRITERS}); do
         cd /run/$writer
         number=0
         until told stop; do
-            block=$((number * 5 % {BLOCKS})) pattern=$((number % 8))
+            block=$((number * 17 % {BLOCKS})) pattern=$((number % 8))
             echo none >block.$block
             dd if=$pattern of=/dev/vdb bs=64k count=1 seek=$(({BLOCKS} * (writer - 1) + block)) \\
                 conv=notrunc oflag=direct status=none
             echo $pattern >block.$block
             number=$((number + 1))
-            [ $number != 3 ] || say writing
+            [ $((number % 4)) != 3 ] || say writing
         done
         echo $number >count
     ) &
@@ -115,14 +116,18 @@ def passed(result: GuestResult, guest: SmallLinux, serve: Serve) -> None:
 
 @pytest.fixture
 def serve(short_dir: Path) -> Iterator[Serve]:
-    """Two volumes, exported whenever a volume server runs; writes to "load" take a while."""
+    """Two volumes, exported whenever a volume server runs.
+
+    On "load" every second write of a writer is slow, so that what is in flight is not what was taken last.
+    """
+    slow = {"volume": "load", "operations": ["write"], "length": BLOCKS * BLOCK // 2, "seconds": 0.1}
     state = short_dir / "s"
     vpool = {
         "filesystem": {"fs_enable_shm_interface": True},
         "backend_connection_manager": {"local_connection_path": str(state / "pool")},
         "shm_server": {
             "exports": [{"volume": name, "vhost_user": str(short_dir / name)} for name in ("disk", "load")],
-            "delay": [{"volume": "load", "operations": ["write"], "offset": 0, "length": LOAD, "seconds": 0.05}],
+            "delay": [{**slow, "offset": writer * BLOCKS * BLOCK} for writer in range(WRITERS)],
         },
     }
     with Serve(state, {"disk": str(SMALL), "load": str(LOAD)}, vpool=vpool) as made:
@@ -166,6 +171,7 @@ def test_linux_under_qemu(serve: Serve, short_dir: Path, tmp_path: Path) -> None
             several_are_in_flight(serve)
             old = serve.kill_server()
             serve.wait_new_server(old)
+            guest.console.wait_for_another("guest: writing", 20)
         several_are_in_flight(serve)
         guest.tell("stop")
         result = guest.finish(60)
