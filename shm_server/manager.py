@@ -105,12 +105,12 @@ class Manager:
     def _stat_snapshot(self, record: Record) -> VolumeInfo:
         """On a thread."""
         volume, snapshot = names.split(record.name)
-        chain = self.lineage.snapshot_chain(self.record(volume).uuid, snapshot)
+        layer = self.lineage.layer_of_snapshot(self.record(volume).uuid, snapshot)
         return VolumeInfo(
             name=record.name,
             uuid=record.uuid,
             size_bytes=record.size_bytes,
-            allocated_bytes=self._stores.allocated_bytes(record.name, chain),
+            allocated_bytes=self._stores.allocated_bytes(record.name, [layer]),  # its own; what is below is shared
             generation=record.generation,
             can_discard=False,
             failed=record.name in self._failed,

@@ -97,7 +97,7 @@ def test_keep_ruin_and_go_back(serve: Serve, context: Context, snapshot: Call, n
     assert len(uuids) == 2
 
 
-def test_list_and_show(snapshot: Call, name: str) -> None:
+def test_list_and_show(context: Context, snapshot: Call, name: str) -> None:
     """A table, an object, or lines; times are UTC."""
     assert snapshot("list", name).stdout.split() == ["NAME", "SIZE", "CREATED", "LABELS"]
     snapshot("create", name, "b")
@@ -105,10 +105,13 @@ def test_list_and_show(snapshot: Call, name: str) -> None:
     rows = [line.split() for line in snapshot("list", name).stdout.splitlines()]
     assert [row[:2] for row in rows] == [["NAME", "SIZE"], ["a", "1M"], ["b", "1M"]]
     row = json.loads(snapshot("show", name, "a", "-o", "json").stdout)
-    kept = {"uuid": row["uuid"], "labels": {}, "metadata": ""}
+    kept = {"uuid": row["uuid"], "labels": {}, "metadata": "", "handles": []}
     assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[1][2], **kept}
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["created"])
-    assert snapshot("show", name, "a").stdout.splitlines()[0] == "name: a"
+    with context.open(f"{name}@a", os.O_RDONLY):
+        lines = snapshot("show", name, "a").stdout.splitlines()
+    assert lines[0] == "name: a"
+    assert re.fullmatch(r"handle \d+: shm_client pid \d+, r, read 0 bytes, written 0 bytes", lines[-1])
 
 
 def test_labels_and_metadata(snapshot: Call, name: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import click
 from iscsi_ovs import paths
 
 if TYPE_CHECKING:
-    from iscsi_ovs.shm_client import Context
+    from iscsi_ovs.shm_client import Context, HandleStat
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_BUSY, EXIT_UNREACHABLE = 1, 2, 3, 4, 5
 ANSWER_LIMIT_S = 30.0  # for a server that is there, and does not answer
@@ -132,6 +132,15 @@ def print_columns(lines: Sequence[tuple[str, ...]]) -> None:
     *widths, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
     for line in lines:
         click.echo("  ".join([*(text.ljust(width) for text, width in zip(line, widths, strict=False)), line[-1]]))
+
+
+def print_handles(handles: Sequence[HandleStat]) -> None:
+    """Who has a volume or a snapshot open."""
+    for handle in handles:
+        click.echo(
+            f"handle {handle.handle}: {handle.words}, {handle.access}, "
+            f"read {handle.read_bytes} bytes, written {handle.written_bytes} bytes"
+        )
 
 
 def print_json(found: Any) -> None:

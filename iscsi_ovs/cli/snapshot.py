@@ -11,6 +11,7 @@ import click
 
 from iscsi_ovs import config
 from iscsi_ovs.cli import shared
+from shm_server.abi import names
 
 if TYPE_CHECKING:
     from iscsi_ovs.shm_client import SnapshotStat
@@ -128,16 +129,19 @@ def snapshot_list(volume_name: str, output: str, state_dir: Path | None) -> None
 @shared.output_option
 @shared.state_dir_option
 def snapshot_show(volume_name: str, name: str, output: str, state_dir: Path | None) -> None:
-    """SNAPSHOT of VOLUME."""
+    """SNAPSHOT of VOLUME, and who has it open."""
 
     with shared.context(state_dir) as context:
         row = _snapshot_row(context.stat_snapshot(volume_name, name))
+        opened_as = names.join(volume_name, name)
+        handles = [handle for handle in context.list_handles() if handle.volume == opened_as]
     if output == "json":
-        shared.print_json(row)
+        shared.print_json(row | {"handles": handles})
         return
     words = {"labels": _words(row["labels"]), "metadata": f"{len(row['metadata'])} bytes"}
     for key, value in (row | words).items():
         click.echo(f"{key}: {value}")
+    shared.print_handles(handles)
 
 
 @snapshot.command("remove")

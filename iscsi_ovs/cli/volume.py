@@ -84,22 +84,15 @@ def volume_list(output: str, state_dir: Path | None) -> None:
 @shared.state_dir_option
 def volume_show(name: str, output: str, state_dir: Path | None) -> None:
     """The volume NAME, and who has it open."""
-    import msgspec
-
     with shared.context(state_dir) as context:
         row = _row(context.stat_volume(name))
         handles = [handle for handle in context.list_handles() if handle.volume == name]
     if output == "json":
-        row["handles"] = [msgspec.to_builtins(handle) for handle in handles]
-        shared.print_json(row)
+        shared.print_json(row | {"handles": handles})
         return
     for key, value in row.items():
         click.echo(f"{key}: {'-' if value is None else value}")
-    for handle in handles:
-        click.echo(
-            f"handle {handle.handle}: {handle.words}, {handle.access}, "
-            f"read {handle.read_bytes} bytes, written {handle.written_bytes} bytes"
-        )
+    shared.print_handles(handles)
 
 
 @volume.command("rename")

@@ -98,6 +98,10 @@ class Lineage:
             raise _no_snapshot(name)
         return [_layer(*row) for row in rows]
 
+    def layer_of_snapshot(self, uuid: str, name: str) -> LayerFile:
+        """The one that it is the name of. ENOENT."""
+        return self._layers(self.snapshot(uuid, name).layer)[0]
+
     def layers_of(self, uuid: str) -> list[LayerFile]:
         """Every layer that was made for a volume, but its base, which goes by the volume's name."""
         query = (
