@@ -29,6 +29,7 @@ from shm_server.stores.watching import Watch
 log = logging.getLogger(__name__)
 
 VERIFIED_CACHE_BYTES = 16 << 20  # for 512 GiB
+MAX_OPEN_SUMS = 64  # files
 STEP_PAGES = 256
 MAX_TRIES = 3  # to find in the cache what was brought there just now
 READ_AHEAD_PAGES = (8 << 20) // PAGE_BYTES  # more than any file system reads ahead, or behind, of what was asked for
@@ -53,7 +54,9 @@ class Checks:
         self.directory = directory
         self.looks: list[Watch] = []  # what look() is to be called of before a batch of reads; empty, or one
         self._cache = Clock(VERIFIED_CACHE_BYTES // CHUNK_BYTES)
+        self._files = Clock(MAX_OPEN_SUMS)
         self._sums: WeakValueDictionary[int, SumsFile] = WeakValueDictionary()
+        self._used: dict[int, SumsFile] = {}  # of layers that are read: they stay
         self._gone: set[int] = set()  # numbers of layers, which are not used again
         self._users: dict[int, WeakSet[Verified]] = {}
         self._readers: dict[int, WeakSet[CheckedReader]] = {}
@@ -74,7 +77,7 @@ class Checks:
         with self._lock:
             sums = self._sums.get(file.number)
             if sums is None:
-                sums = SumsFile(self.directory / sums_name(file.number), file.number, file.uuid)
+                sums = SumsFile(self.directory / sums_name(file.number), file.number, file.uuid, self._files)
                 sums.is_gone = file.number in self._gone
                 self._sums[file.number] = sums
             return sums
@@ -93,12 +96,14 @@ class Checks:
 
     def use(self, file: LayerFile, verified: Verified, reader: CheckedReader) -> bool:
         """The two are told when pages of the layer change; False: they can't be, and must remember nothing."""
+        sums = self.sums(file)
         with self._lock:
+            self._used[file.number] = sums
             self._users.setdefault(file.number, WeakSet()).add(verified)
             self._readers.setdefault(file.number, WeakSet()).add(reader)
             is_watched = self._watch(file)
             changes = self._changes.get(file.number)
-        if not self.sums(file).is_there:
+        if not sums.is_there:
             self.verified_whole(file.number, changes)
         return is_watched
 
@@ -112,7 +117,7 @@ class Checks:
 
     def _let_go(self, number: int) -> None:
         if not self._users.get(number) and not self._passes.get(number):
-            for kept in (self._users, self._readers, self._passes):
+            for kept in (self._users, self._readers, self._passes, self._used):
                 kept.pop(number, None)
             self._whole.discard(number)
             if (watch := self._watches.pop(number, None)) is not None:

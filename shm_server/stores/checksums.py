@@ -22,6 +22,7 @@ from pathlib import Path
 import crc32c
 
 from shm_server.stores import linux
+from shm_server.stores.clock import Clock
 from shm_server.stores.redo import sync_directory
 
 log = logging.getLogger(__name__)
@@ -60,17 +61,19 @@ class _Owner:
     another thread may find it while that runs."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 class SumsFile:
-    """Any thread may look; ``lock`` is for whoever changes something, and held by the methods that do."""
+    """Any thread may look; ``lock`` is for whoever changes something, and held by the methods that do. The file is
+    opened when it is needed, and one of ``files`` then."""
 
-    def __init__(self, path: Path, layer: int, uuid: str) -> None:
+    def __init__(self, path: Path, layer: int, uuid: str, files: Clock | None = None) -> None:
         self.path = path
+        self.was_used = True
         self.lock = threading.RLock()
         self.is_being_merged = False  # its data change: nobody else makes checksums of them
         self.is_gone = False  # so is the layer: no file is made for it any more
@@ -80,7 +83,9 @@ class SumsFile:
         self._layer = layer
         self._identity = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, layer, bytes.fromhex(uuid), 0, 0)[:_IDENTITY_BYTES]
         self._seed = crc32c.crc32c(self._identity)
-        self._fd = -1
+        self._files = files or Clock(1)
+        self._owner: _Owner | None = None
+        self._is_there = False
         self._has_looked = False
         self._has_durable_name = False
         self._now_flags: int | None = None  # of preadv, to read at once; None: can't
@@ -93,7 +98,7 @@ class SumsFile:
         if not self._has_looked:
             with self.lock:
                 self._look()
-        return self._fd >= 0
+        return self._is_there
 
     def _look(self) -> None:
         if self._has_looked:
@@ -110,11 +115,27 @@ class SumsFile:
             raise
         self._opened(fd)
 
-    def _opened(self, fd: int) -> None:
-        self._now_flags = 0 if linux.filesystem_magic(fd) == linux.TMPFS_MAGIC else os.RWF_NOWAIT
-        self._fd = fd
-        self._owner = _Owner(fd)
-        self._has_looked = True
+    def _opened(self, fd: int) -> _Owner:
+        if not self._has_looked:
+            self._now_flags = 0 if linux.filesystem_magic(fd) == linux.TMPFS_MAGIC else os.RWF_NOWAIT
+        owner = self._owner = _Owner(fd)
+        self._is_there = self._has_looked = True
+        self.was_used = True
+        self._files.add(self)
+        return owner
+
+    def throw_away(self) -> None:
+        """The open file; whoever uses it at this moment has a reference."""
+        self._owner = None
+
+    def _open(self) -> _Owner:
+        """Of a file that is there; keep the reference while its descriptor is used."""
+        owner = self._owner
+        if owner is None:
+            with self.lock:
+                owner = self._owner or self._opened(os.open(self.path, os.O_RDWR | os.O_CLOEXEC))
+        self.was_used = True
+        return owner
 
     def _check_header(self, fd: int, raw: bytes) -> None:
         if not any(raw):  # a power cut came before the header was on the disk
@@ -136,12 +157,13 @@ class SumsFile:
         """Have the file, with no checksum in it; cover() makes it durable."""
         with self.lock:
             self._look()
-            if self._fd >= 0:
+            if self._is_there:
                 return
             if self.is_gone:
                 raise OSError(errno.ENOENT, f"layer {self._layer} is no more")
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.pwrite(fd, self._header(0), 0)
+            self._has_looked = False  # what it lies on was not asked yet
             self._opened(fd)
 
     def _header(self, covered: int) -> bytes:
@@ -152,23 +174,28 @@ class SumsFile:
 
     def entries(self, first: int, count: int) -> array[int]:
         """The checksums of so many pages, from ``first`` on; NONE where there is none."""
-        found = self._entries(first, count, 0) if self.is_there else None
-        if found is None:
-            with self.lock:  # who writes a block may have been in the middle of it
-                found = self._entries(first, count, 0, is_last=True) if self.is_there else None
+        try:
+            found = self._entries(first, count, 0) if self.is_there else None
+            if found is None:
+                with self.lock:  # who writes a block may have been in the middle of it
+                    found = self._entries(first, count, 0, is_last=True) if self.is_there else None
+        except FileNotFoundError:
+            if not self.is_gone:
+                raise
+            found = None  # who reads a layer that is no more just now has begun before that
         return array("I", bytes(4 * count)) if found is None else found
 
     def entries_now(self, first: int, count: int) -> array[int] | None:
         """The same, where that can be had at once; else None."""
         if not self._has_looked:
             return None
-        if self._fd < 0:
+        if not self._is_there:
             return array("I", bytes(4 * count))
         if self._now_flags is None:
             return None
         try:
             return self._entries(first, count, self._now_flags)
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):
             return None
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
@@ -180,8 +207,9 @@ class SumsFile:
         """None: a block that does not fit; with ``is_last`` that is damage."""
         start, end = first // BLOCK_PAGES, (first + count - 1) // BLOCK_PAGES + 1
         raw = bytearray((end - start) * SECTOR_BYTES)
-        got = os.preadv(self._fd, (raw,), (1 + start) * SECTOR_BYTES, flags)
-        if got < len(raw) and flags and (1 + start) * SECTOR_BYTES + got < os.fstat(self._fd).st_size:
+        owner = self._open()
+        got = os.preadv(owner.fd, (raw,), (1 + start) * SECTOR_BYTES, flags)
+        if got < len(raw) and flags and (1 + start) * SECTOR_BYTES + got < os.fstat(owner.fd).st_size:
             return None
         found = array("I")
         for number in range(start, end):
@@ -215,8 +243,9 @@ class SumsFile:
         if not self.is_there:
             return None
         block = page // BLOCK_PAGES
+        owner = self._open()
         try:
-            at = os.lseek(self._fd, (1 + block) * SECTOR_BYTES, os.SEEK_DATA)
+            at = os.lseek(owner.fd, (1 + block) * SECTOR_BYTES, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
@@ -238,7 +267,8 @@ class SumsFile:
 
     def _put(self, number: int, start: int, sums: array[int]) -> None:
         at = (1 + number) * SECTOR_BYTES
-        block = bytearray(os.pread(self._fd, SECTOR_BYTES, at).ljust(SECTOR_BYTES, b"\0"))
+        owner = self._open()
+        block = bytearray(os.pread(owner.fd, SECTOR_BYTES, at).ljust(SECTOR_BYTES, b"\0"))
         if block != _EMPTY and not self._fits(number, block):
             self._complain(number)
             return
@@ -247,43 +277,46 @@ class SumsFile:
         if changed == block:
             return
         changed[:4] = bytes(4) if not any(changed[4:]) else self._checksum(number, changed[4:]).to_bytes(4, "little")
-        if os.pwrite(self._fd, changed, at) < SECTOR_BYTES:
+        if os.pwrite(owner.fd, changed, at) < SECTOR_BYTES:
             raise OSError(errno.ENOSPC, f"no room for checksums in {self.path}")
 
     def cover(self, covered: int) -> None:
         """So many pages, from the first on, have their checksums, or are holes; durable when this returns."""
         with self.lock:
             self.create()
-            os.fdatasync(self._fd)
+            owner = self._open()
+            os.fdatasync(owner.fd)
             if not self._has_durable_name:
                 sync_directory(self.path.parent)
                 self._has_durable_name = True
             if covered != self.covered and not self.is_header_damaged:
-                os.pwrite(self._fd, self._header(covered), 0)
-                os.fdatasync(self._fd)
+                os.pwrite(owner.fd, self._header(covered), 0)
+                os.fdatasync(owner.fd)
                 self.covered = covered
 
     def uncover(self) -> None:
         """Checksums are going to be taken away: durably, nothing is said any more of where there are some."""
         with self.lock:
             if self.is_there and self.covered and not self.is_header_damaged:
-                os.pwrite(self._fd, self._header(0), 0)
-                os.fdatasync(self._fd)
+                owner = self._open()
+                os.pwrite(owner.fd, self._header(0), 0)
+                os.fdatasync(owner.fd)
                 self.covered = 0
 
     def sync(self) -> None:
-        if self._fd >= 0:
-            os.fdatasync(self._fd)
+        if self._is_there:
+            os.fdatasync(self._open().fd)
 
     def renew(self) -> None:
         """Damaged blocks are as if they had never been written, the header is whole. An operator has said so."""
         with self.lock:
             if not self.is_there:
                 return
+            owner = self._open()
             for number in self.damaged_blocks:
-                os.pwrite(self._fd, _EMPTY, (1 + number) * SECTOR_BYTES)
-            os.pwrite(self._fd, self._header(0), 0)
-            os.fdatasync(self._fd)
+                os.pwrite(owner.fd, _EMPTY, (1 + number) * SECTOR_BYTES)
+            os.pwrite(owner.fd, self._header(0), 0)
+            os.fdatasync(owner.fd)
             self.covered = 0
             self.damaged_blocks = set()
             self.is_header_damaged = False
@@ -294,4 +327,6 @@ class SumsFile:
         """Its layer is no more."""
         with self.lock:
             self.is_gone = True
+            self._is_there = False
+            self._owner = None
             self.path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import crc32c
 import pytest
 
 from shm_server.stores.checksums import BLOCK_PAGES, INSTEAD_OF_NONE, PAGE_BYTES, SECTOR_BYTES, SumsFile, sums_of
+from shm_server.stores.clock import Clock
 
 UUID = "5" * 32
 
@@ -166,3 +167,15 @@ def test_no_file_is_made_for_a_layer_that_is_no_more(sums: SumsFile, path: Path)
     with pytest.raises(FileNotFoundError):
         late.put(0, array("I", [9]))
     assert not path.exists()
+
+
+def test_few_files_are_open(tmp_path: Path) -> None:
+    """As many as the clock keeps, whichever were used; what was thrown away is opened again."""
+    files = Clock(2)
+    every = [SumsFile(tmp_path / f"{number}.sums", number, UUID, files) for number in range(6)]
+    for number, each in enumerate(every):
+        each.put(0, array("I", [number + 1]))
+    for _ in range(2):
+        assert [each.entries(0, 1)[0] for each in every] == [1, 2, 3, 4, 5, 6]
+    opened = [Path(f"/proc/self/fd/{fd}").resolve() for fd in os.listdir("/proc/self/fd")]
+    assert sum(path.parent == tmp_path for path in opened) <= 2
