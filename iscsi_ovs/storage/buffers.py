@@ -30,10 +30,10 @@ class Buffer:
     def __len__(self) -> int:
         return self.size
 
-    def parts(self, start: int, length: int) -> list[Part]:
+    def part(self, start: int, length: int) -> Part:
         """``length`` bytes from ``start`` as the one part of a ring entry."""
         slot, within = divmod(self.start + start, self.pool.slot_bytes)
-        return [(slot, within, length)]
+        return slot, within, length
 
 
 class BufferAllocator:

@@ -36,6 +36,7 @@ class DeviceHandle:
         self._queue = attachment.queue
         self._submit = attachment.queue.submit
         self._submit_run = attachment.queue.submit_run
+        self._submit_part = attachment.queue.submit_part
         self._close = close
         self.handle = opened.handle
         self.epoch = opened.epoch
@@ -88,9 +89,9 @@ class DeviceHandle:
         else:
             self._queue.refuse(request, _UNREACHABLE)  # one of the two was opened on a server that is gone
 
-    def submit_parts(self, request: block.Request, parts: list[ring.Part]) -> None:
-        """The same for a caller who knows where in the segment the payload lies; the parts are its word."""
-        self._submit(self.handle, self.epoch, request, parts)
+    def submit_part(self, request: block.Request, part: ring.Part) -> None:
+        """The same for a caller who knows where in the segment the payload lies; the part is its word."""
+        self._submit_part(self.handle, self.epoch, request, part)
 
     def fence(self, done: Callable[[], None]) -> None:
         """Discard what is not started (it completes as CANCELLED); ``done`` when what is started has ended."""

@@ -53,6 +53,7 @@ class RingQueue:
         self._view = memoryview(mapping)
         self._submissions = ring.SubmissionProducer(self._view, submission_entries)
         self._push_run = self._submissions.push_run  # bound once
+        self._push_part = self._submissions.push_part
         self._completions = ring.CompletionConsumer(self._view, submission_entries, completion_entries)
         self._submission_bell, self._completion_bell = bells
         self._later = later
@@ -100,6 +101,20 @@ class RingQueue:
                 self._table[tag] = request
                 return
         self.submit(handle, epoch, request, [(slot, 0, request.length_bytes)])
+
+    def submit_part(self, handle: int, epoch: int, request: block.Request, part: ring.Part) -> None:
+        """The same for a payload that lies in one part: the client library's."""
+        tags = self._tags
+        if tags and not self._backlog and not request.no_unmap:
+            tag = tags[-1]
+            flags = _FUA if request.fua else 0
+            if self._push_part(
+                request.operation, flags, handle, epoch, request.offset_bytes, request.length_bytes, tag, part
+            ):
+                tags.pop()
+                self._table[tag] = request
+                return
+        self.submit(handle, epoch, request, [part])
 
     def _push(self, handle: int, epoch: int, request: block.Request, parts: Sequence[ring.Part]) -> bool:
         """Write the ring entry; there is a tag. False: the ring is full, or broken."""

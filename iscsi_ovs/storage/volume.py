@@ -106,8 +106,13 @@ class Volume:
     def __init__(self, context: Owner, device: DeviceHandle, flags: int) -> None:
         self._context = context
         self._device = device
-        self._can_read = flags != os.O_WRONLY
         self._can_write = flags != os.O_RDONLY
+        # READ and WRITE stand first, and so are found at once.
+        self._allowed = tuple(
+            operation
+            for operation in block.Operation
+            if (operation not in _READS or flags != os.O_WRONLY) and (operation not in _WRITES or self._can_write)
+        )
         self.name = device.info.name
         self.flags = flags
 
@@ -274,8 +279,8 @@ class Volume:
     ) -> AioCompletion:
         """Check and submit; ``buffer_length`` bytes of the buffer belong to it."""
         operation, offset, length = request.operation, request.offset_bytes, request.length_bytes
-        can_it = (operation not in _READS or self._can_read) and (operation not in _WRITES or self._can_write)
-        if self._device.is_closed or not can_it:
+        device = self._device
+        if device.is_closed or operation not in self._allowed:
             raise self._refusal(f"{operation.name} on {self.name}")
         if (length <= 0 and operation != block.Operation.FLUSH) or not 0 <= offset < 1 << 63 or length >= 1 << 63:
             raise os_error(errno.EINVAL, f"{operation.name} of {length} bytes at {offset}")
@@ -285,12 +290,12 @@ class Volume:
         if buffer is None:
             if operation in (block.Operation.READ, block.Operation.WRITE):
                 raise os_error(errno.EFAULT, "no buffer")
-            self._device.submit(request)
+            device.submit(request)
         else:
-            if not self._device.is_lost:  # else every buffer is of before, and the answer is ECONNRESET
+            if not device.is_lost:  # else every buffer is of before, and the answer is ECONNRESET
                 context.check_buffer(buffer, buffer_offset, buffer_length)
             buffer.in_flight += 1
-            self._device.submit_parts(request, buffer.parts(buffer_offset, buffer_length))
+            device.submit_part(request, buffer.part(buffer_offset, buffer_length))
         context.submitted()
         return completion
 

@@ -101,6 +101,20 @@ class SubmissionProducer(_Ring):
         self._tail = (tail + 1) & _INDEX_MASK
         return True
 
+    def push_part(
+        self, opcode: int, flags: int, handle: int, epoch: int, offset: int, length: int, tag: int, part: Part
+    ) -> bool:
+        """The same for one part that lies anywhere."""
+        tail = self._tail
+        if (tail - self._head_seen) & _INDEX_MASK >= self._count:
+            return False
+        _pack_run(
+            self._entries, (tail & self._mask) * _ENTRY_BYTES,
+            opcode, flags, 1, handle, epoch, 0, offset, length, tag, *part,
+        )  # fmt: skip
+        self._tail = (tail + 1) & _INDEX_MASK
+        return True
+
     def push(
         self,
         opcode: int,

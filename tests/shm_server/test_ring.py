@@ -69,6 +69,24 @@ class RingMachine(RuleBasedStateMachine):
         words = [word for chunk in chunks for word in chunk]
         self.pushed.append((1, flags, parts, 2, 3, 0, offset, 512, self.tag, *words, *[0] * (21 - len(words))))
 
+    @rule(part=st.tuples(st.integers(0, 9), st.integers(0, 99), st.integers(0, 2**32 - 1)), is_run=st.booleans())
+    def push_one(self, part: tuple[int, int, int], is_run: bool) -> None:
+        """The quick ways say no where the last look left no room; there may be more by now."""
+        slot, start, length = (part[0], 0, part[2]) if is_run else part
+        if is_run:
+            is_pushed = self.rings.submit.push_run(1, 0, 2, 3, 5, length, self.tag + 1, slot)
+        else:
+            is_pushed = self.rings.submit.push_part(1, 0, 2, 3, 5, length, self.tag + 1, part)
+        if is_pushed:
+            assert len(self.pushed) + len(self.published) < ENTRIES
+            self.tag += 1
+            self.pushed.append((1, 0, 1, 2, 3, 0, 5, length, self.tag, slot, start, length, *[0] * 18))
+        elif not self.pushed and not self.published:
+            assert self.rings.submit.has_room(1)  # which looks again
+            assert self.rings.submit.push_part(1, 0, 2, 3, 5, 1, self.tag + 1, (0, 0, 1))
+            self.tag += 1
+            self.pushed.append((1, 0, 1, 2, 3, 0, 5, 1, self.tag, 0, 0, 1, *[0] * 18))
+
     @rule()
     def publish(self) -> None:
         rang = self.rings.submit.publish()
