@@ -75,7 +75,8 @@ class Manager:
         self._watcher = watcher
         self._lane = Lane(1)
         self.lineage = Lineage(catalog)
-        self.layers: dict[str, list[LayerFile]] = {}  # made for each volume that is no plain store, by its name
+        # Made for each volume that is no plain store, by its name and their numbers.
+        self.layers: dict[str, dict[int, LayerFile]] = {}
         self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
         self.promoted_share: Callable[[str], int | None] = lambda _uuid: None  # promoting.py
         self._locks: dict[str, tuple[Lock, int]] = {}
@@ -90,7 +91,7 @@ class Manager:
         self._records = {record.name: record for record in catalog.load()}
         for record in self._records.values():
             if layers := self.lineage.layers_of(record.uuid):
-                self.layers[record.name] = layers
+                self.layers[record.name] = {layer.number: layer for layer in layers}
         self.sanitizing = catalog.sanitizing()  # by name: what runs, or has failed (sanitizer.py)
 
     # Looking --------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ class Manager:
         held = self._open.get(name)
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
         order = self.sanitizing.get(name)
-        allocated = self._stores.allocated_bytes(record.files, self.layers.get(name, ()))
+        allocated = self._stores.allocated_bytes(record.files, self.layers.get(name, {}).values())
         return VolumeInfo(
             name=name,
             uuid=record.uuid,

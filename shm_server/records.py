@@ -45,9 +45,7 @@ class Records:
     async def get(self, name: str, record: str) -> Versioned:
         """ENOENT: no such volume; EINVAL: no name for a record. Version 0 where it was never put."""
         _check(record)
-        found: Versioned = await self._on_thread(
-            lambda: self._catalog.get_record(self._manager.identity(name), record)
-        )
+        found: Versioned = await self._on_thread(lambda: self._catalog.get_record(self._manager.identity(name), record))
         return found
 
     async def put(self, name: str, record: str, version: int, data: bytes, by: object = None) -> Versioned:

@@ -59,7 +59,8 @@ class Scrubber:
         self._checking = 0  # checks that are under way
         self._hurry: Wait[None] = Wait()  # set: the background is to go out of the way
         self._complete: set[int] = set()  # layers of which we know it
-        self._must_look = False
+        self._must_look = False  # at all layers
+        self._new: set[int] = set()  # layers that were sealed or changed, or are to be tried again
         self.is_working = False
         manager.on_sealed = self.look
         if checks is not None:
@@ -69,11 +70,14 @@ class Scrubber:
     # In the background ----------------------------------------------------------------------------------------------
 
     def look(self, number: int = 0) -> None:
-        """Layers were sealed; ``number`` was, and another was merged into it."""
+        """A layer was sealed, or another was merged into it; 0: it may be any."""
         if self._checks is None:
             return
         self._complete.discard(number)
-        self._must_look = True
+        if number:
+            self._new.add(number)
+        else:
+            self._must_look = True
         if not self.is_working and not self._checking:
             self.is_working = True
             Job(self._work(self._checks), self._worked).start()
@@ -84,10 +88,11 @@ class Scrubber:
             log.error("making checksums failed: %s", error, exc_info=not isinstance(error, OSError))
 
     async def _work(self, checks: LayerChecks) -> None:
-        while self._must_look:
+        failed: set[int] = set()
+        while self._must_look or self._new:
+            numbers, self._new = None if self._must_look else self._new, set()
             self._must_look = False
-            sealed: list[LayerFile] = await self._manager.on_thread(self._manager.lineage.sealed)
-            for file in sealed:
+            for file in await self._sealed(numbers):
                 if self._checking:
                     return  # which looks again at its end
                 if file.number in self._complete:
@@ -95,8 +100,10 @@ class Scrubber:
                 try:
                     await self._make(checks, file)
                 except OSError as error:
-                    if await self._is_there(file):
+                    if await self._sealed({file.number}):
                         log.error("checksums of layer %d, %s: %s", file.number, file.name, error)
+                        failed.add(file.number)
+        self._new = failed  # they come along when there is something to do
 
     async def _make(self, checks: LayerChecks, file: LayerFile) -> None:
         if not await self._call(lambda: checks.is_complete(file)):
@@ -114,8 +121,11 @@ class Scrubber:
                     return
         self._complete.add(file.number)
 
-    async def _is_there(self, file: LayerFile) -> bool:
-        return file in await self._manager.on_thread(self._manager.lineage.sealed)
+    async def _sealed(self, numbers: set[int] | None = None) -> list[LayerFile]:
+        """All sealed layers, or those of the numbers that are."""
+        lineage = self._manager.lineage
+        found: list[LayerFile] = await self._manager.on_thread(lambda: lineage.sealed(numbers))
+        return found
 
     def _call(self, function: Callable[[], object]) -> Call:
         return Call(self._runtime, self._lane, function)
@@ -148,7 +158,7 @@ class Scrubber:
                 found = await self._check_layer(self._checks, file, at, renew=renew)
             except OSError:
                 progress.check()
-                if await self._is_there(file):
+                if await self._sealed({file.number}):
                     raise
                 continue  # it was merged meanwhile, and verified as it was
             checked.layers += 1

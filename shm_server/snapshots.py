@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FIRST_RETRY_S = 30.0  # of a merge that failed; then twice as long each time
+MAX_RETRY_S = 3600.0
+
 _NAME = re.compile(names.SNAPSHOT_RULE)
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
@@ -58,6 +61,9 @@ class Snapshots:
         self._unsound: set[int] = set()  # bases that are not what their checksums say
         self._is_tidying = False
         self._must_tidy = False
+        self._must_look = False  # at all layers
+        self._nameless: set[int] = set()  # layers that something is to be merged into, now or when it can be
+        self._retry_s = FIRST_RETRY_S
         self.after_merges: Callable[[Callable[[], bool]], Coroutine[Any, Any, None]] = _nothing  # promoting.py
         self.tidy()
 
@@ -120,7 +126,7 @@ class Snapshots:
                     await self.push(record)  # what is being written can't be merged
             except OSError as error:
                 log.warning("volume %s: the space of snapshot %s comes back later: %s", name, snapshot, error)
-        self.tidy()
+        self.tidy(gone.layer)
 
     async def rollback(self, name: str, snapshot: str, *, force: bool = False) -> VolumeInfo:
         """The volume is what it was then, its size too; later snapshots go. ENOENT; EBUSY: it or one of those is held,
@@ -160,7 +166,7 @@ class Snapshots:
         def make(record: Record) -> None:
             layer = self._create_layer(record.uuid, record.size_bytes)
             self._or_discard(layer, lambda: self._lineage.clone(source.uuid, snapshot, record, layer))
-            self._manager.layers[new_name] = [layer]
+            self._manager.layers[new_name] = {layer.number: layer}
 
         info = await self._manager.add(new_name, size_bytes, make)
         log.info("volume %s: a clone of %s", new_name, f"{name}@{snapshot}" if snapshot else f"template {name}")
@@ -210,21 +216,27 @@ class Snapshots:
         volume = await self._manager.opened(record.name)
         volume.check_write(0, 0)  # EIO: it failed
 
+        top = self._stores.top_number(volume.store)
+
         def put_on_top() -> list[LayerFile]:
             layer = self._create_layer(record.uuid, record.size_bytes)
             base = self._stores.base_name(record.files)
             self._or_discard(layer, lambda: self._lineage.push(record.uuid, layer, base))
-            return self._lineage.chain(record.uuid)
+            return self._lineage.above(record.uuid, top)
 
-        chain: list[LayerFile] = await self._manager.on_thread(put_on_top)
-        await self._look_again(record)  # it has them, even if the store can't get the new one now
+        new: list[LayerFile] = await self._manager.on_thread(put_on_top)
+        layers = self._manager.layers.setdefault(record.name, {})
+        layers[new[-1].number] = new[-1]  # the volume has it, even if its store can't get it now
         created_s = self._clock()
-        await volume.change_store(lambda store: self._stores.push(store, chain))
+        await volume.change_store(lambda store: self._stores.push(store, new))
         await volume.flush()
-        await self._manager.on_thread(lambda: keep(chain[-2].number, created_s))
+        below = new[-2].number if len(new) > 1 else top
+        await self._manager.on_thread(lambda: keep(below, created_s))
         self._stores.seal(volume.store)
-        await self._look_again(record)
-        self._manager.on_sealed(chain[-2].number)
+        for number in {top, *(layer.number for layer in new[:-1])} - {0}:
+            if number in layers:  # no base is
+                layers[number] = replace(layers[number], is_sealed=True)
+            self._manager.on_sealed(number)
 
     def _create_layer(self, uuid: str, size_bytes: int) -> LayerFile:
         layer = self._lineage.begin_layer(uuid)
@@ -241,14 +253,19 @@ class Snapshots:
     async def _look_again(self, record: Record) -> None:
         """Which layers a volume has."""
         layers: list[LayerFile] = await self._manager.on_thread(lambda: self._lineage.layers_of(record.uuid))
-        self._manager.layers[record.name] = layers
+        self._manager.layers[record.name] = {layer.number: layer for layer in layers}
 
     # In the background ----------------------------------------------------------------------------------------------
 
-    def tidy(self) -> None:
-        """Remove what nobody needs, merge what can be merged. What fails is tried again at the next start."""
+    def tidy(self, nameless: int = 0) -> None:
+        """Remove what nobody needs, merge what can be merged: into this layer, of which a snapshot's name was taken,
+        or, without one, wherever that can be. What fails is tried again later."""
         if not self._stores.can_layer:
             return  # a pool whose I/O is dropped for a measurement keeps its layers as they are
+        if nameless:
+            self._nameless.add(nameless)
+        else:
+            self._must_look = True
         self._must_tidy = True
         if not self._is_tidying:
             self._is_tidying = True
@@ -263,19 +280,37 @@ class Snapshots:
         manager, lineage = self._manager, self._lineage
         while self._must_tidy:
             self._must_tidy = False
-            while (merge := await manager.on_thread(lineage.mergeable)) is not None:
-                try:
-                    await self._merge(merge)
-                except OSError:
-                    if await manager.on_thread(lineage.mergeable) == merge:
-                        raise
-                    # else the two went with their volume meanwhile
-                await manager.on_thread(self._remove_garbage)
+            if self._must_look:
+                self._must_look = False
+                self._nameless.update(await manager.on_thread(lineage.all_mergeable))
             await manager.on_thread(self._remove_garbage)
+            for lower in sorted(self._nameless):  # the oldest first: or what was merged once would be merged again
+                await self._merge_into(lower)
             for name, merge in await manager.on_thread(lineage.collapsible):
                 await self._collapse(name, merge)
             await manager.on_thread(self._remove_garbage)
             await self.after_merges(lambda: self._must_tidy)
+
+    async def _merge_into(self, lower: int) -> None:
+        """All that can be."""
+        on_thread, lineage = self._manager.on_thread, self._lineage
+        while (merge := await on_thread(lambda: lineage.mergeable(lower))) is not None:
+            try:
+                await self._merge(merge)
+            except OSError as error:
+                if await on_thread(lambda: lineage.mergeable(lower)) == merge:
+                    self._try_later(merge, error)
+                    return
+                # else the two went with their volume meanwhile
+        if not await on_thread(lambda: lineage.is_nameless(lower)):
+            self._nameless.discard(lower)
+
+    def _try_later(self, merge: Merge, error: OSError) -> None:
+        """Nothing is lost, and nothing is gained: on a full disk, say, which somebody may make room on."""
+        upper, lower = merge.upper.number, merge.lower.number
+        log.error("merging layer %d into layer %d, again in %d s: %s", upper, lower, self._retry_s, error)
+        self._runtime.after(self._retry_s, lambda: self.tidy(lower))
+        self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
 
     async def _collapse(self, name: str, merge: Merge) -> None:
         """A volume that nobody holds and that has no snapshots any more is a plain store again. Whoever wants to have
@@ -326,13 +361,18 @@ class Snapshots:
         self._manager.on_sealed(merge.lower.number)
         for volume in self._manager.open_volumes():
             self._stores.merged(volume.store, merge.upper.number)
-        for name, layers in list(self._manager.layers.items()):  # a clone comes from a thread
-            self._manager.layers[name] = [layer for layer in layers if layer.number != merge.upper.number]
+        for layers in list(self._manager.layers.values()):  # a clone comes from a thread
+            layers.pop(merge.upper.number, None)
+        self._retry_s = FIRST_RETRY_S
+        await self._manager.on_thread(lambda: self._remove([merge.upper]))
 
     def _remove_garbage(self) -> None:
         if garbage := self._lineage.garbage():
-            self._stores.remove_layers(garbage)
-            self._lineage.forget(garbage)
+            self._remove(garbage)
+
+    def _remove(self, garbage: list[LayerFile]) -> None:
+        self._stores.remove_layers(garbage)
+        self._lineage.forget(garbage)
 
 
 async def _nothing(_must_yield: Callable[[], bool]) -> None:

@@ -230,8 +230,13 @@ class Stores(Protocol):
         """Make an empty layer, durably."""
         ...
 
+    def top_number(self, store: Store) -> int:
+        """Of the layer that is written; 0: it has no layers."""
+        ...
+
     def push(self, store: Store, chain: Chain) -> Store:
-        """What an open store is, with a new layer on top: the last of ``chain``. Nothing but sync() is under way.
+        """What an open store is, with a new layer on top: the last of ``chain``, which begins above its top, or below
+        that. Nothing but sync() is under way.
 
         Where it raises, the store is as it was.
         """
@@ -295,6 +300,9 @@ class WithoutLayers:
 
     def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
         raise no_layers()
+
+    def top_number(self, store: Store) -> int:
+        return 0
 
     def push(self, store: Store, chain: Chain) -> Store:
         raise no_layers()

@@ -172,6 +172,9 @@ class DelayStores:
     def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
         self._stores.create_layer(layer, size_bytes)
 
+    def top_number(self, store: Store) -> int:
+        return self._stores.top_number(store.inner if isinstance(store, DelayStore) else store)
+
     def push(self, store: Store, chain: Chain) -> Store:
         if not isinstance(store, DelayStore):
             return self._stores.push(store, chain)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Generator, Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 from shm_server.stores import linux
 from shm_server.stores.base import Chain, LayerFile, Store
@@ -18,6 +20,7 @@ from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.layer import Checking, Layer, allocated_bytes, create_files, remove_files
 from shm_server.stores.layered import LayeredStore
+from shm_server.stores.maplog import Place
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
 from shm_server.stores.promoting import give_up, promote
@@ -26,8 +29,10 @@ from shm_server.stores.sealed import SealedStore
 from shm_server.stores.summing import LayerChecks
 from shm_server.stores.table import Table
 
+T = TypeVar("T")
+
 DEFAULT_MAP_CACHE_BYTES = 64 << 20
-MAX_OPEN_LAYERS = 256  # data files of sealed layers
+MAX_OPEN_LAYERS = 16384  # data files of sealed layers; half of the descriptors that are allowed, if that is less
 
 
 class FileStores:
@@ -38,7 +43,9 @@ class FileStores:
     def __init__(self, directory: Path, map_cache_bytes: int = DEFAULT_MAP_CACHE_BYTES) -> None:
         self._directory = directory
         self._map_cache = Clock(map_cache_bytes // CHUNK_BYTES)
-        self._open_layers = Clock(MAX_OPEN_LAYERS)
+        self._open_layers = Clock(min(MAX_OPEN_LAYERS, linux.allow_descriptors() // 2))
+        self._ends: dict[int, Place] = {}  # of maps (merging.py)
+        self._sealed_bytes: dict[int, int] = {}  # that sealed layers take, by their numbers
         self._checks = Checks(directory)
         self.layer_checks = LayerChecks(self._checks)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -144,10 +151,14 @@ class FileStores:
     def create_layer(self, layer: LayerFile, size_bytes: int) -> None:
         create_files(layer, self._directory, size_bytes)
 
+    def top_number(self, store: Store) -> int:
+        return store.stack.top.file.number if isinstance(store, LayeredStore) else 0
+
     def push(self, store: Store, chain: Chain) -> Store:
         if isinstance(store, LayeredStore):
             # More than the last, where a push() that failed has left an empty one that only the catalogue knows.
-            for file in chain[1 + store.index_of_top(chain) :]:
+            top = self.top_number(store)
+            for file in reversed(list(takewhile(lambda file: file.number != top, reversed(chain)))):
                 store.push(self._layer(file, store.stack.base.checking, is_writable=True))
             return store
         assert isinstance(store, DescriptorStore)
@@ -174,17 +185,25 @@ class FileStores:
         store.seal()
 
     def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
-        return merge(upper, lower, self._checks)
+        return self._changing(lower, merge(upper, lower, self._checks, self._ends))
 
     def merged(self, store: Store, upper: int) -> None:
         if isinstance(store, LayeredStore | SealedStore):
             store.replace(upper)
 
     def promote(self, chain: Chain, done_bytes: int) -> Generator[tuple[int, bool], None, None]:
-        return promote(chain[-1], lambda: self._open_sealed(chain), self._checks, done_bytes)
+        steps = promote(chain[-1], lambda: self._open_sealed(chain), self._checks, done_bytes)
+        return self._changing(chain[-1], steps)
 
     def give_up(self, chain: Chain) -> Generator[tuple[int, bool], None, None]:
-        return give_up(chain[-1], lambda: self._open_sealed(chain), self._checks)
+        return self._changing(chain[-1], give_up(chain[-1], lambda: self._open_sealed(chain), self._checks))
+
+    def _changing(self, layer: LayerFile, steps: Iterable[T]) -> Generator[T, None, None]:
+        """These steps change what a sealed layer takes."""
+        try:
+            yield from steps
+        finally:
+            self._sealed_bytes.pop(layer.number, None)
 
     def promoted(self, store: Store, number: int) -> None:
         if isinstance(store, LayeredStore | SealedStore):
@@ -211,8 +230,16 @@ class FileStores:
         sync_directory(self._directory)
 
     def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
-        paths = (self.path(name), *(self._directory / layer.name for layer in layers))
-        return sum(allocated_bytes(path) for path in paths)
+        return allocated_bytes(self.path(name)) + sum(map(self._layer_bytes, layers))
+
+    def _layer_bytes(self, layer: LayerFile) -> int:
+        """Asked once, where it does not change."""
+        known = self._sealed_bytes.get(layer.number)
+        if known is None:
+            known = allocated_bytes(self._directory / layer.name)
+            if layer.is_sealed:
+                self._sealed_bytes[layer.number] = known
+        return known
 
     def close(self) -> None:
         self._checks.close()

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from shm_server.stores.base import INLINE_BYTES, Chain, Store, Views, copy_by_buffer, views_after, views_until
+from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after, views_until
 from shm_server.stores.descriptor import DescriptorStore, write_by_redo
 from shm_server.stores.layer import Layer, close_all
 from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
@@ -412,10 +412,6 @@ class LayeredStore:
         return self._top.dirty_bytes
 
     # The chain ------------------------------------------------------------------------------------------------------
-
-    def index_of_top(self, chain: Chain) -> int:
-        """Where our top is in ``chain``."""
-        return [file.number for file in chain].index(self.stack.top.file.number)
 
     def push(self, layer: Layer) -> None:
         """A new, empty layer on top. Nothing else is under way but, perhaps, sync()."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
 TMPFS_MAGIC = 0x01021994
+USEFUL_DESCRIPTORS = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -24,6 +26,16 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         number = ctypes.get_errno()
         if number != 4:  # EINTR: again
             raise OSError(number, f"fallocate: {os.strerror(number)}")
+
+
+def allow_descriptors() -> int:
+    """As many as this process may have (RLIMIT_NOFILE's hard limit, up to what is useful); how many that is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = USEFUL_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, USEFUL_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= allowed:
+        return allowed
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 def filesystem_magic(fd: int) -> int:

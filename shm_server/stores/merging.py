@@ -10,6 +10,8 @@ checksum says any more is copied as it is, and its checksum too: it stays one th
 
 from __future__ import annotations
 
+import errno
+import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,31 +22,36 @@ from shm_server.stores.checked import Checks, bad_pages
 from shm_server.stores.checksums import SumsFile, sums_of
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.layer import open_data, open_log
-from shm_server.stores.maplog import DATA, PAGE_BYTES, MapLog, Run
+from shm_server.stores.maplog import DATA, PAGE_BYTES, MapLog, Place, Run
 
 STEP_BYTES = INLINE_BYTES
 PUNCH_STEP_BYTES = 1 << 30
+RESERVE_BYTES = 64 << 20  # of the disk, or a hundredth if that is less, no merge takes
 SUMS_STEP_PAGES = 4096
 SUMS_STEPS = 64  # at once
 
 
-def merge(upper_file: LayerFile, lower_file: LayerFile, checks: Checks) -> Iterator[None]:
-    """One step for each next(); durable at the end. Raises OSError, and then nothing has happened."""
+def merge(
+    upper_file: LayerFile, lower_file: LayerFile, checks: Checks, ends: dict[int, Place] | None = None
+) -> Iterator[None]:
+    """One step for each next(); durable at the end. Raises OSError, and then nothing has happened. ``ends`` is kept by
+    the caller: where the map of the layer ended that was merged into last, or each next one would read all of it."""
     sums = checks.sums(lower_file)
     with sums.lock:  # behind whoever is making checksums of it
         sums.is_being_merged = True
     try:
-        yield from _Merge(upper_file, lower_file, checks).steps()
+        yield from _Merge(upper_file, lower_file, checks, {} if ends is None else ends).steps()
     finally:
         sums.is_being_merged = False
         checks.forget(lower_file.number)
 
 
 class _Merge:
-    def __init__(self, upper_file: LayerFile, lower_file: LayerFile, checks: Checks) -> None:
+    def __init__(self, upper_file: LayerFile, lower_file: LayerFile, checks: Checks, ends: dict[int, Place]) -> None:
         self._upper_file = upper_file
         self._lower_file = lower_file
         self._checks = checks
+        self._ends = ends
         self._upper_sums = checks.sums(upper_file)
         self._lower_sums = checks.sums(lower_file)
 
@@ -59,8 +66,12 @@ class _Merge:
             try:
                 runs = source_log.open(is_sealed=True)
                 if log is not None:
-                    log.open()
+                    end = self._ends.get(self._lower_file.number)
+                    log.open(since=end if end is not None and log.has(end) else None)
                 yield from self._merge(runs, upper, lower, log)
+                self._ends.clear()
+                if log is not None:
+                    self._ends[self._lower_file.number] = log.place()
             finally:
                 source_log.close()
                 if log is not None:
@@ -166,11 +177,23 @@ def _copy(
         step = min(run, STEP_BYTES if is_data else PUNCH_STEP_BYTES)
         if is_data:
             verify(offset + done, step)
+            _check_room(lower, offset + done, step)
             lower.copy_from(upper, offset + done, offset + done, step)
         else:
             lower.punch(offset + done, step)
         done += step
         yield
+
+
+def _check_room(lower: DescriptorStore, offset: int, length: int) -> None:
+    """ENOSPC before the last space goes, which is for those who write. What is written over takes none."""
+    is_data, run = lower.extent(offset, length)
+    if is_data and run == length:
+        return
+    status = os.fstatvfs(lower.fd)
+    reserve = min(RESERVE_BYTES, status.f_blocks * status.f_frsize // 100)
+    if status.f_bavail * status.f_frsize < length + reserve:
+        raise OSError(errno.ENOSPC, "the disk is nearly full")
 
 
 def _punch(lower: DescriptorStore, offset: int, length: int) -> Iterator[None]:

@@ -12,7 +12,8 @@ that forgets them (it is "garbage" until then), so a crash leaves no file that n
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,13 @@ _CHAIN_FROM = """
 WITH RECURSIVE chain(number, depth) AS (
     SELECT layer, 0 FROM {}
     UNION ALL SELECT layers.parent, depth + 1 FROM chain JOIN layers USING (number) WHERE layers.parent IS NOT NULL
+)
+"""
+# From the top down to, but without, a layer.
+_ABOVE = """
+WITH RECURSIVE chain(number, depth) AS (
+    SELECT layer, 0 FROM tops WHERE uuid = ?1
+    UNION ALL SELECT layers.parent, depth + 1 FROM chain JOIN layers USING (number) WHERE layers.parent != ?2
 )
 """
 _CHAIN = _CHAIN_FROM.format("tops WHERE uuid = ?")
@@ -87,6 +95,11 @@ class Lineage:
             f"{_CHAIN} SELECT {_COLUMNS} FROM chain JOIN layers USING (number) ORDER BY depth DESC", (uuid,)
         )
         return [_layer(*row) for row in rows]
+
+    def above(self, uuid: str, number: int) -> list[LayerFile]:
+        """The layers of a volume above that one, the top last; it does not matter how many there are below."""
+        query = f"{_ABOVE} SELECT {_COLUMNS} FROM chain JOIN layers USING (number) ORDER BY depth DESC"
+        return [_layer(*row) for row in self._catalog.select(query, (uuid, number))]
 
     def snapshot_chain(self, uuid: str, name: str) -> list[LayerFile]:
         """The layers that a snapshot is, all of them sealed, the base first. ENOENT."""
@@ -241,9 +254,12 @@ class Lineage:
         """Of the layers that were made for a volume, its base too."""
         return [row[0] for row in self._catalog.select("SELECT number FROM layers WHERE uuid = ?", (uuid,))]
 
-    def sealed(self) -> list[LayerFile]:
-        """Every layer that is, the oldest first."""
-        return self._layers_where("state = 'sealed'")
+    def sealed(self, numbers: Collection[int] | None = None) -> list[LayerFile]:
+        """Every layer that is, or those of the numbers that are; the oldest first."""
+        if numbers is None:
+            return self._layers_where("state = 'sealed'")
+        found = (self._layers_where("state = 'sealed' AND number = ?", number) for number in sorted(numbers))
+        return list(itertools.chain.from_iterable(found))
 
     def standing_on(self, number: int) -> list[LayerFile]:
         """The layers right above one."""
@@ -292,12 +308,22 @@ class Lineage:
             for layer in layers:
                 execute("DELETE FROM layers WHERE number = ? AND state IN ('creating', 'garbage')", (layer.number,))
 
-    def mergeable(self) -> Merge | None:
-        """Two layers that can become one."""
-        rows = self._catalog.select(f"{_MERGEABLE} LIMIT 1", ())
-        if not rows:
-            return None
-        return Merge(*self._layers(*rows[0]))
+    def all_mergeable(self) -> list[int]:
+        """Layers that the one above can be merged into: of all that there are."""
+        return [lower for _, lower in self._catalog.select(_MERGEABLE, ())]
+
+    def mergeable(self, lower: int) -> Merge | None:
+        """What can be merged into this layer."""
+        rows = self._catalog.select(f"{_MERGEABLE} AND lower.number = ?", (lower,))
+        return Merge(*self._layers(*rows[0])) if rows else None
+
+    def is_nameless(self, number: int) -> bool:
+        """It is there, and no snapshot's: something may become mergeable into it."""
+        query = (
+            "SELECT 1 FROM layers WHERE number = ? AND state IN ('open', 'sealed') "
+            "AND NOT EXISTS (SELECT 1 FROM snapshots WHERE layer = number)"
+        )
+        return bool(self._catalog.select(query, (number,)))
 
     def _layers(self, *numbers: int) -> list[LayerFile]:
         query = f"SELECT {_COLUMNS} FROM layers WHERE number = ?"

@@ -340,7 +340,7 @@ def test_a_merge_takes_checksums_along_and_blesses_nothing(pool: Pool, volume: V
     pool.write(volume, 0, content(0, 1) + content(1, 1))
     pool.run(volume.discard(2 * PAGE, PAGE, never))
     snapshot(pool, "young")
-    layers = pool.manager.layers["demo"]
+    layers = pool.manager.layers["demo"].values()
     upper = next(layer.name for layer in layers if layer.is_sealed)
     corrupt(pool.directory / "volumes" / upper, PAGE)
     for page in (0, 2, 3):

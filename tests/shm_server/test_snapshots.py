@@ -18,6 +18,7 @@ from shm_server.stores import DelayRule
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
+from shm_server.volumes.catalog import Catalog
 from shm_server.volumes.volume import Volume
 from tests.shm_server.abi_client import AbiClient
 from tests.shm_server.conftest import ServerProcess
@@ -443,3 +444,61 @@ def test_kill_9_loses_nothing(start_server: Callable[..., ServerProcess], connec
         look = connect(server, f"look{name}", "r")
         assert b"".join(look.read(at, 1 << 16) for at in range(0, SIZE, 1 << 16)) == content
         look.close()
+
+
+def test_the_hundredth_costs_no_more_than_the_third(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking a snapshot, and removing one from the middle with its merge: as many rows of the catalogue are read."""
+    rows = [0]
+    select = Catalog.select
+
+    def counted(catalog: Catalog, query: str, values: Any) -> Any:
+        found = select(catalog, query, values)
+        rows[0] += len(found)
+        return found
+
+    monkeypatch.setattr(Catalog, "select", counted)
+
+    def cost(act: Callable[[], None]) -> int:
+        rows[0] = 0
+        act()
+        pool.settle()
+        return rows[0]
+
+    def remove(number: int) -> None:
+        pool.run(pool.snapshots.remove("demo", f"s{number}"))
+
+    taken, removed = {}, {}
+    for number in range(100):
+        pool.write(volume, number * PAGE, b"x" * PAGE)
+        taken[number] = cost(lambda: snapshot(pool, f"s{number}"))  # noqa: B023 - called at once
+        if number in (10, 99):
+            removed[number] = cost(lambda: remove(number - 5))  # noqa: B023 - called at once
+    assert taken[3] == taken[99]
+    assert removed[10] == removed[99]
+    assert pool.read(volume, 0, 100 * PAGE) == b"x" * 100 * PAGE
+
+
+def test_a_merge_leaves_the_last_space_to_others(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops before the disk is full, nothing is different then, and it is taken up again when there is room."""
+    pool.write(volume, 0, b"a" * PAGE)
+    snapshot(pool, "s")
+    pool.write(volume, PAGE, b"b" * PAGE)
+    snapshot(pool, "t")
+    later: list[Callable[[], None]] = []
+    monkeypatch.setattr(pool.runtime, "after", lambda _s, act: later.append(act))
+    with monkeypatch.context() as patch:
+        patch.setattr("shm_server.stores.merging.RESERVE_BYTES", 1 << 62)
+        status = os.statvfs(pool.directory)
+        full = os.statvfs_result((*status[:3], 0, 0, *status[5:]))
+        patch.setattr(os, "fstatvfs", lambda _fd: full)
+        pool.run(pool.snapshots.remove("demo", "s"))
+        pool.settle()
+        assert len(pool.manager.layers["demo"]) == 2
+        assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
+    (again,) = later
+    again()
+    pool.settle()
+    assert len(pool.manager.layers["demo"]) == 1
+    assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
