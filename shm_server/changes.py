@@ -1,6 +1,6 @@
 """ListChanges: what a volume or snapshot has otherwise than a snapshot of its past, to a client that has both open.
 
-The maps are looked at on a thread, a few milliseconds at a time, and an answer has what was found in a quarter of a
+The maps are looked at on a thread, a millisecond at a time, and an answer has what was found in a quarter of a
 second; whoever wants more asks on. Both handles keep what they have open until that is over.
 """
 

@@ -17,7 +17,7 @@ from shm_server.stores.owners import ZERO as NOBODY
 from shm_server.stores.sealed import SealedStore
 
 WINDOW_PAGES = 1 << 14
-STEP_S = 0.004  # other threads wait for the interpreter that long at most
+STEP_S = 0.001  # then others have their turn: it is the interpreter that they would wait for
 
 Change = tuple[int, int, bool]  # offset, length in bytes; False: it reads zeros now
 Sources = list[tuple[int, int]]  # runs: the number of a layer, or NOBODY, and pages
