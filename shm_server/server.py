@@ -34,6 +34,7 @@ from shm_server.sanitizer import Sanitizer
 from shm_server.scrubbing import DEFAULT_BYTES_PER_S, Scrubber
 from shm_server.snapshots import Snapshots
 from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule, open_stores
+from shm_server.stores.redo import make_directory
 from shm_server.volumes.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Server:
         """Lock, open, listen. Raises OSError with words for people."""
         settings = self._settings
         segment.check_machine()
-        settings.pool.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(settings.pool)
         self._pool_lock = FileLock(settings.pool / ".lock", f"pool {settings.pool}")
         try:
             lock_path = settings.socket_path.with_name(settings.socket_path.name + ".lock")

@@ -24,7 +24,7 @@ from shm_server.stores.maplog import Place
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
 from shm_server.stores.promoting import give_up, promote
-from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, sync_directory
+from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile, make_directory, sync_directory
 from shm_server.stores.sealed import SealedStore
 from shm_server.stores.summing import LayerChecks
 from shm_server.stores.table import Table
@@ -48,7 +48,7 @@ class FileStores:
         self._sealed_bytes: dict[int, int] = {}  # that sealed layers take, by their numbers
         self._checks = Checks(directory)
         self.layer_checks = LayerChecks(self._checks)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(directory)
 
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.raw"

@@ -44,13 +44,14 @@ class RedoFile:
         self._uuid = bytes.fromhex(uuid).ljust(16, b"\0")[:16]
         self._fd = -1
         self._is_retirement_dirty = False
+        self._is_name_durable = False
 
     def record(self, offset: int, data: bytes) -> None:
         """The write is durable, if not in its place, when this returns. After an OSError: retire() it."""
         if self._fd < 0:
             self._fd = self._create()
         os.pwritev(self._fd, (self._header(offset, data).ljust(_DATA_OFFSET, b"\0"), data), 0)
-        os.fdatasync(self._fd)
+        self._make_durable()
 
     def retire(self) -> None:
         """The record is never to be written again; durable with the next sync()."""
@@ -74,6 +75,7 @@ class RedoFile:
         if found is not None:
             offset, data = found
             log.warning("%s: a write of %d bytes at %d was under way: it is done now", self.path, len(data), offset)
+            self._make_durable()  # its writer may have been killed before that
             write(data, offset)
             sync()
         self.retire()
@@ -92,12 +94,17 @@ class RedoFile:
 
     # Inside ---------------------------------------------------------------------------------------------------------
 
+    def _make_durable(self) -> None:
+        """The record, and the file's name: whoever made that may have been killed before it was so."""
+        os.fdatasync(self._fd)
+        if not self._is_name_durable:
+            sync_directory(self.path.parent)
+            self._is_name_durable = True
+
     def _create(self) -> int:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, _FILE_BYTES)
-            os.fsync(fd)
-            sync_directory(self.path.parent)
         except OSError:
             os.close(fd)
             raise
@@ -128,3 +135,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directory(directory: Path) -> None:
+    """With those above it that are missing; their names are durable, even if one was there that a crash left."""
+    if not directory.parent.exists():
+        make_directory(directory.parent)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    try:
+        sync_directory(directory.parent)
+    except PermissionError:  # somebody else's, who made this one for us
+        pass

@@ -174,6 +174,8 @@ class Catalog:
             execute(f"PRAGMA application_id={APPLICATION_ID}")
             execute(f"PRAGMA user_version={FORMAT}")
             execute("COMMIT")
+        # What a killed server committed and did not come to sync is read, and so promised; a checkpoint syncs it.
+        execute("PRAGMA wal_checkpoint").fetchone()
 
     def load(self) -> list[Record]:
         """The volumes that are whole."""

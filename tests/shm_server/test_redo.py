@@ -161,7 +161,7 @@ def test_a_record_of_another_volume_is_ignored(stores: FileStores, tmp_path: Pat
     store = stores.open("demo", SIZE, UUID)
     put(store, OLD)
     with pytest.MonkeyPatch.context() as patch:
-        Killer(patch, 7, halfway=False)  # behind the record, before the write in place
+        Killer(patch, 6, halfway=False)  # behind the record, before the write in place
         with pytest.raises(CrashError):
             store.write_atomic(NEW, OFFSET)
     redo = tmp_path / "demo.redo"
