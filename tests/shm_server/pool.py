@@ -49,14 +49,21 @@ def _known() -> Wait[None]:
 
 
 class Pool:
-    def __init__(self, directory: Path, kind: str = "file", catalog: Catalog | None = None, **options: Any) -> None:
-        """``catalog``: another one, which stays open."""
+    def __init__(
+        self,
+        directory: Path,
+        kind: str = "file",
+        catalog: Catalog | None = None,
+        runtime: Runtime | None = None,
+        **options: Any,
+    ) -> None:
+        """``catalog``: another one, which stays open. ``runtime``: another one, too."""
         self.directory = directory
         self._options = {"kind": kind, **options}
-        self.runtime = Runtime()
+        self.runtime = runtime or Runtime()
         self.stores: Stores = open_stores(kind, directory, **options)
         self._is_catalog_ours = catalog is None
-        self.catalog = catalog or Catalog(directory / "catalogue.sqlite" if self.stores.is_persistent else None)
+        self.catalog = catalog or self._open_catalog()
         self.watcher = Nobody()
         self.manager = Manager(self.runtime, self.stores, self.catalog, 64 << 40, self.watcher)
         self.records = Records(self.runtime, self.catalog, self.manager, self.watcher)
@@ -69,6 +76,9 @@ class Pool:
         )
         checks = self.stores.layer_checks if self.stores.can_layer else None
         self.scrubber = Scrubber(self.runtime, checks, self.manager, bytes_per_s=1 << 60)
+
+    def _open_catalog(self) -> Catalog:
+        return Catalog(self.directory / "catalogue.sqlite" if self.stores.is_persistent else None)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """To its end, as the server's loop would."""
