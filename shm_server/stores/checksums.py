@@ -76,6 +76,7 @@ class SumsFile:
         self.was_used = True
         self.lock = threading.RLock()
         self.is_being_merged = False  # its data change: nobody else makes checksums of them
+        self.merges = 0  # that have begun, and perhaps were given up: what was known before is not so any more
         self.is_gone = False  # so is the layer: no file is made for it any more
         self.damaged_blocks: set[int] = set()
         self.is_header_damaged = False
@@ -293,6 +294,12 @@ class SumsFile:
                 os.pwrite(owner.fd, self._header(covered), 0)
                 os.fdatasync(owner.fd)
                 self.covered = covered
+
+    def begin_merge(self) -> None:
+        """Behind whoever is making checksums."""
+        with self.lock:
+            self.is_being_merged = True
+            self.merges += 1
 
     def uncover(self) -> None:
         """Checksums are going to be taken away: durably, nothing is said any more of where there are some."""

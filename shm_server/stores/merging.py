@@ -37,8 +37,7 @@ def merge(
     """One step for each next(); durable at the end. Raises OSError, and then nothing has happened. ``ends`` is kept by
     the caller: where the map of the layer ended that was merged into last, or each next one would read all of it."""
     sums = checks.sums(lower_file)
-    with sums.lock:  # behind whoever is making checksums of it
-        sums.is_being_merged = True
+    sums.begin_merge()
     try:
         yield from _Merge(upper_file, lower_file, checks, {} if ends is None else ends).steps()
     finally:

@@ -65,8 +65,7 @@ def _opened(
 ) -> Iterator[tuple[SealedStore, DescriptorStore]]:
     """Nobody makes checksums of the layer meanwhile, and what was verified of it before is forgotten."""
     sums = checks.sums(file)
-    with sums.lock:  # behind whoever is making some
-        sums.is_being_merged = True
+    sums.begin_merge()
     try:
         with closing(source()) as chain, closing(open_data(file, checks.directory, is_writable=True)) as data:
             yield chain, data

@@ -36,43 +36,46 @@ def is_complete(file: LayerFile, checks: Checks) -> bool:
 def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
     """Make what is missing; how many bytes each step read."""
     sums = checks.sums(file)
-    is_fresh = not sums.is_there
+    is_fresh, merges = not sums.is_there, sums.merges
     with checks.passing(file) as changes, _opened(file, checks) as data:
         size = data.size_bytes()
         total = _page_after(size)
         page = sums.covered if sums.is_there else 0
         since = 0
         for first, count in _pieces(data, size, page):
-            if not _sum(file, checks, data, first, count):
-                return  # a merge sees to it
             since += count
-            if since >= CHECKPOINT_PAGES:
-                sums.cover(first + count)
-                since = 0
+            with sums.lock:  # or a merge would write to the data in between
+                if not _is_ours(sums, merges):
+                    return  # a merge sees to it, or it begins anew
+                _sum(file, checks, data, first, count)
+                if since >= CHECKPOINT_PAGES:
+                    sums.cover(first + count)
+                    since = 0
             yield count * PAGE_BYTES
         with sums.lock:
-            if not sums.is_being_merged and not sums.is_gone:
+            if _is_ours(sums, merges):
                 sums.cover(total)
                 if is_fresh:
                     checks.verified_whole(file.number, changes)
 
 
-def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int) -> bool:
-    """False: it is not ours to do any more."""
+def _is_ours(sums: SumsFile, merges: int) -> bool:
+    """To go on with: no merge has begun since, even one that was given up, which took checksums away behind us."""
+    return not sums.is_being_merged and not sums.is_gone and sums.merges == merges
+
+
+def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int) -> None:
+    """For who has the checksums' lock."""
     sums = checks.sums(file)
-    with sums.lock:  # or a merge would write to the data in between
-        if sums.is_being_merged or sums.is_gone:
-            return False
-        entries = sums.entries(first, count)
-        if NONE not in entries:
-            return True
-        made, was_there = _read(data, first, count)
-        if not was_there:
-            # The kernel's cache is for others: what had to be brought there goes again.
-            os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
-            checks.forget(file.number, first, count + READ_AHEAD_PAGES)
-        sums.put(first, array("I", [old or new for old, new in zip(entries, made, strict=True)]))
-        return True
+    entries = sums.entries(first, count)
+    if NONE not in entries:
+        return
+    made, was_there = _read(data, first, count)
+    if not was_there:
+        # The kernel's cache is for others: what had to be brought there goes again.
+        os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
+        checks.forget(file.number, first, count + READ_AHEAD_PAGES)
+    sums.put(first, array("I", [old or new for old, new in zip(entries, made, strict=True)]))
 
 
 def scrub(file: LayerFile, checks: Checks, found: Findings) -> Iterator[int]:
