@@ -236,7 +236,7 @@ class FileStores:
         """Asked once, where it does not change."""
         known = self._sealed_bytes.get(layer.number)
         if known is None:
-            known = allocated_bytes(self._directory / layer.name)
+            known = allocated_bytes(f"{self._directory}/{layer.name}")  # no Path: there may be ten thousand
             if layer.is_sealed:
                 self._sealed_bytes[layer.number] = known
         return known

@@ -209,7 +209,7 @@ def remove_files(files: Iterable[LayerFile], directory: Path) -> None:
     sync_directory(directory)
 
 
-def allocated_bytes(path: Path) -> int:
+def allocated_bytes(path: Path | str) -> int:
     """Of a file, which need not be there."""
     try:
         return os.stat(path).st_blocks * 512

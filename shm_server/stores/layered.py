@@ -22,7 +22,7 @@ from dataclasses import replace
 from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer, views_after, views_until
 from shm_server.stores.descriptor import DescriptorStore, write_by_redo
 from shm_server.stores.layer import Layer, close_all
-from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Run
+from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Place, Run
 from shm_server.stores.owners import BASE, CHUNK_MASK, CHUNK_PAGES, CHUNK_SHIFT, Owners, runs_of
 from shm_server.stores.owners import ZERO as NOBODY
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
@@ -71,16 +71,20 @@ class LayeredStore:
             self._owners.renew()
         else:
             self._owners.use(place)
+        self._owners.load(self._claims_behind(place))
+        if self.stack.top.log is not None:
+            self._note()
+
+    def _claims_behind(self, place: Place | None) -> Iterator[tuple[int, int, int]]:
+        """All that the owners don't know yet, the oldest first."""
         for layer in self.stack.all_layers():
             number = BASE if layer is self.stack.base else layer.file.number
             if place is None or number > place.layer:
-                self._owners.load(_claims(number, layer.runs()))
+                yield from _claims(number, layer.runs())
             elif number == place.layer:
-                self._owners.load(_claims(number, layer.runs(place)))
+                yield from _claims(number, layer.runs(place))
             elif layer.is_writable:
-                layer.runs()  # is all there; but that opens its map
-        if self.stack.top.log is not None:
-            self._note()
+                layer.runs()  # is all known; but that opens its map
 
     def _note(self) -> None:
         """All that the top's log says is known to the owners; for who has the lock, or is alone."""

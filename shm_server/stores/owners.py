@@ -27,11 +27,13 @@ CHUNK_PAGES = 1 << 14
 CHUNK_BYTES = CHUNK_PAGES * 4
 CHUNK_SHIFT = CHUNK_PAGES.bit_length() - 1
 CHUNK_MASK = CHUNK_PAGES - 1
+LOADED_CHUNKS = 256  # in memory while all maps are read
 BASE = 0
 ZERO = 0xFFFF_FFFF
 
 _BLOCK_PAGES = 1024  # owners that a file system gives room to at once
 _EMPTY = array("I", bytes(CHUNK_BYTES))
+_EMPTY_OWNERS = _EMPTY[:_BLOCK_PAGES]
 _EMPTY_BLOCK = bytes(_BLOCK_PAGES * 4)
 
 
@@ -83,10 +85,23 @@ class Owners:
 
     def load(self, claims: Iterable[tuple[int, int, int]]) -> None:
         """First page, count, owner, the oldest first; before anybody looks."""
+        kept: dict[int, array[int]] = {}  # or each page would be a system call
         for first, count, owner in claims:
             for number, start, end in _pieces(first, count):
-                self._make_known(number)
-                self._table.write(array("I", [owner]) * (end - start), number * CHUNK_BYTES + start * 4)
+                chunk = kept.get(number)
+                if chunk is None:
+                    self._make_known(number)
+                    if len(kept) == LOADED_CHUNKS:
+                        self._table.write(array("I", [owner]) * (end - start), number * CHUNK_BYTES + start * 4)
+                        continue
+                    data = self._table.read(number * CHUNK_BYTES, CHUNK_BYTES)
+                    chunk = kept[number] = array("I", data.ljust(CHUNK_BYTES, b"\0"))
+                chunk[start:end] = array("I", [owner]) * (end - start)
+        for number, chunk in kept.items():
+            for at in range(0, CHUNK_PAGES, _BLOCK_PAGES):
+                block = chunk[at : at + _BLOCK_PAGES]
+                if block != _EMPTY_OWNERS:
+                    self._table.write(block, number * CHUNK_BYTES + at * 4)
 
     def note(self, place: Place) -> None:
         """All that is before it was set."""
