@@ -66,6 +66,7 @@ class Checks:
         self._watches: dict[int, int] = {}  # of layers
         self._watched: dict[int, int] = {}  # the other way round
         self._is_blind = False
+        self._is_closed = False
         self._lock = threading.Lock()
         self._bad: set[tuple[int, int]] = set()  # layer and page of what was told already
 
@@ -87,6 +88,8 @@ class Checks:
         with self._lock:
             self._gone.add(number)
             sums = self._sums.get(number)
+            self._users.pop(number, None)  # it may be a volume's file that is written
+            self._let_go(number)
         if sums is not None:
             sums.remove()
         else:
@@ -158,6 +161,8 @@ class Checks:
     def _watch(self, file: LayerFile) -> bool:
         if file.number in self._watches:
             return True
+        if self._is_closed:
+            return False
         try:
             if not self.looks:
                 self.looks.append(Watch(self._modified))
@@ -203,6 +208,11 @@ class Checks:
         return error
 
     def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            for kept in (self._watches, self._watched, self._changes):
+                kept.clear()
+            self._whole.clear()
         for watch in self.looks:
             watch.close()
         self.looks.clear()

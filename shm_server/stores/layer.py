@@ -101,10 +101,11 @@ class Layer:
         """What its pages are read through; keep it as ``data``."""
         reader = self.open_reader
         if reader is None:
-            data = self.data
-            reader = data if self.is_writable else CheckedReader(data, self.file, *self.checking)
+            data, is_writable = self.data, self.is_writable
+            reader = data if is_writable else CheckedReader(data, self.file, *self.checking)
             self.open_reader = reader
-            if self._data is None:  # thrown away meanwhile: or its file would be open for good
+            if self._data is None or self.is_writable is not is_writable:
+                # Sealed meanwhile; or thrown away, and its file would be open for good.
                 self.open_reader = None
         self.was_used = True
         return reader
@@ -159,6 +160,8 @@ class Layer:
 
     def close(self) -> None:
         """Nothing is under way."""
+        checks, verified = self.checking
+        checks.leave(self.file, verified)
         if self._data is not None:
             self._data.close()
         if self._kept is not None:

@@ -65,6 +65,9 @@ class Watch:
         for each in modified:
             self._modified(each)
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._fd >= 0:
             self._epoll.close()

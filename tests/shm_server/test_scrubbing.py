@@ -450,6 +450,32 @@ def test_checksums_go_with_their_layers(pool: Pool) -> None:
     assert not list(volumes.glob("*.sums"))
 
 
+def test_nothing_is_watched_that_nobody_reads(pool: Pool) -> None:
+    """Least of all the file of a volume that has no layers any more, and is written."""
+    assert isinstance(pool.stores, FileStores)
+    watches = pool.stores._checks._watches
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, content(0))
+        snapshot(pool, "old")
+        pool.write(volume, 0, content(1))
+        snapshot(pool, "young")
+        assert read(pool, volume, 0, PAGE) == content(1)
+        assert len(watches) == 2
+        pool.run(pool.snapshots.remove("demo", "old"))
+        pool.settle()
+        assert read(pool, volume, 0, PAGE) == content(1)
+        assert len(watches) == 1
+    pool.settle()
+    assert not watches
+    pool.run(pool.snapshots.remove("demo", "young"))
+    pool.settle()
+    assert "demo" not in pool.manager.layers
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, content(2))
+        assert read(pool, volume, 0, PAGE) == content(2)
+    assert not watches
+
+
 def test_the_background_keeps_its_pace(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many bytes a second: what was read too early is waited for."""
     pool = Pool(directory)
