@@ -243,6 +243,7 @@ def test_list_as_json(volume: Volume, name: str) -> None:
     row = next(row for row in rows if row["name"] == name)
     assert {key: type(value) for key, value in row.items()} == {
         "name": str, "size_bytes": int, "allocated_bytes": int, "uuid": str, "held": type(None), "failed": bool,
+        "is_template": bool,
     }  # fmt: skip
     assert row["size_bytes"] == 1236992
     assert len(bytes.fromhex(row["uuid"])) == 16
