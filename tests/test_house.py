@@ -34,8 +34,11 @@ FORMATS = (
     "shm_server/abi/*",
     "shm_server/interfaces/*",
     "shm_server/stores/checksums.py",
+    "shm_server/stores/checksums.py",
     "shm_server/stores/maplog.py",
     "shm_server/stores/redo.py",
+    "shm_server/stores/table.py",
+    "shm_server/stores/watching.py",  # inotify's
     "shm_server/stores/table.py",
     "shm_server/stores/watching.py",
 )
