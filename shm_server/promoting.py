@@ -91,8 +91,8 @@ class Promoter:
                 return manager.stat(name)
             if not layer.is_sealed:
                 await self._snapshots.push(record)
-            state = self._states.setdefault(record.uuid, _State(record.size_bytes))
             await manager.on_thread(lambda: self._promotions.begin(record.uuid, layer.number))
+            state = self._states.setdefault(record.uuid, _State(record.size_bytes))  # whose row is there: see _work()
         log.info("volume %s is being promoted", name)
         self._tell(record.uuid)
         ended: Wait[None] = Wait()
@@ -122,9 +122,11 @@ class Promoter:
         """Until there is nothing to do, or something else comes first."""
         manager = self._manager
         while not must_yield():
+            known = set(self._states)  # before we ask: one that begins meanwhile is not there yet, and not gone
             promotions: list[Promotion] = await manager.on_thread(self._promotions.all)
-            for uuid in self._states.keys() - {promotion.uuid for promotion in promotions}:
+            for uuid in known - {promotion.uuid for promotion in promotions}:
                 self._ended(uuid, OSError(errno.ENOENT, "the volume is not there any more"))
+            promotions = [promotion for promotion in promotions if promotion.uuid in self._states]
             if not promotions:
                 return
             promotion = promotions[0]
