@@ -283,6 +283,7 @@ class Snapshots:
             if self._must_look:
                 self._must_look = False
                 self._nameless.update(await manager.on_thread(lineage.all_mergeable))
+                await self._settle()
             await manager.on_thread(self._remove_garbage)
             for lower in sorted(self._nameless):  # the oldest first: or what was merged once would be merged again
                 await self._merge_into(lower)
@@ -290,6 +291,22 @@ class Snapshots:
                 await self._collapse(name, merge)
             await manager.on_thread(self._remove_garbage)
             await self.after_merges(lambda: self._must_tidy)
+
+    async def _settle(self) -> None:
+        """Volumes that were open when a server was killed: all that was acknowledged is with the kernel, and would be
+        believed as long as that runs. So that it is behind the next start of the machine, too, they are closed."""
+        manager = self._manager
+        for name in list(manager.layers):
+            async with manager.locked(name):
+                if not manager.has(name) or manager.is_held(name):
+                    continue
+                record = manager.record(name)
+                try:
+                    if await manager.on_thread(lambda: self._stores.is_in_use(record.files, record.uuid)):  # noqa: B023
+                        await manager.opened(name)
+                        manager.close_unheld(name)
+                except OSError as error:
+                    log.error("volume %s can't be opened: %s", name, error)
 
     async def _merge_into(self, lower: int) -> None:
         """All that can be."""

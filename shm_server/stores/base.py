@@ -271,6 +271,10 @@ class Stores(Protocol):
         """What a layer has, which stays, is what create() makes under this name, durably."""
         ...
 
+    def is_in_use(self, name: str, uuid: str) -> bool:
+        """Of a store with layers: nobody has settled what was written to it since this machine was started."""
+        ...
+
     def made_plain(self, name: str) -> None:
         """It has no chain any more: forget what was kept of that."""
         ...
@@ -327,6 +331,9 @@ class WithoutLayers:
 
     def adopt(self, base: LayerFile, name: str) -> None:
         raise no_layers()
+
+    def is_in_use(self, name: str, uuid: str) -> bool:
+        return False
 
     def made_plain(self, name: str) -> None:
         pass

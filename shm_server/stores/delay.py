@@ -201,6 +201,9 @@ class DelayStores:
     def adopt(self, base: LayerFile, name: str) -> None:
         self._stores.adopt(base, name)
 
+    def is_in_use(self, name: str, uuid: str) -> bool:
+        return self._stores.is_in_use(name, uuid)
+
     def made_plain(self, name: str) -> None:
         self._stores.made_plain(name)
 

@@ -215,6 +215,9 @@ class FileStores:
             os.link(self._directory / base.name, self.path(name))
             sync_directory(self._directory)
 
+    def is_in_use(self, name: str, uuid: str) -> bool:
+        return Table(self._directory, self._owners_path(name), uuid).is_in_use()
+
     def made_plain(self, name: str) -> None:
         self._owners_path(name).unlink(missing_ok=True)
 

@@ -66,6 +66,12 @@ class Table:
         self._is_finished = bool(is_finished)
         return Place(layer, length, claimed, durable, checksum, boot)
 
+    def is_in_use(self) -> bool:
+        """Or was, by who was killed since."""
+        has_place = self.recall() is not None
+        self.close()
+        return has_place and not self._is_finished
+
     def use(self, place: Place) -> None:
         """It is going to be written: from now on it is to be believed as long as this kernel runs."""
         self.note(place)

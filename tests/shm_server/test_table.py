@@ -118,6 +118,21 @@ def test_behind_a_killed_server_the_rest_of_the_log_is_read(pool: Pool, monkeypa
         again.close()
 
 
+def test_what_a_killed_server_had_open_is_settled_by_the_next(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to open the volume for that: what was acknowledged, and never flushed, outlives the machine's end."""
+    boot(monkeypatch, 1)
+    live(pool)
+    with pool.volume("demo") as volume:
+        pool.write(volume, 30 * PAGE, b"z" * PAGE)
+        expected = pool.read(volume, 0, SIZE)
+        again = killed(pool, volume)
+        again.close()
+        boot(monkeypatch, 2)
+        later = Pool(pool.directory)
+        assert content(later) == expected
+        later.close()
+
+
 def test_what_was_in_use_is_nothing_after_another_start(
     pool: Pool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
