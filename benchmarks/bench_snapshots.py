@@ -291,6 +291,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
+    report.end_at_sigterm()
     every = [NONE, *(Past(kind, count) for kind in (pasts.OLD, pasts.SCATTERED) for count in options.snapshots)]
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=TMPFS))
     missed: list[str] = []

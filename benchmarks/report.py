@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +40,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool 
     else:
         rule = ["-" * width for width in widths]
     return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def end_at_sigterm() -> None:
+    """As at Ctrl-C: whatever was started is ended, whatever was made is removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def machine() -> str:

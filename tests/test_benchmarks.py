@@ -20,6 +20,12 @@ def test_bench_core_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert [row.split("×")[0].strip() for row in rows] == ["4 KiB read", "4 KiB write"]
 
 
+@pytest.fixture(autouse=True)
+def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark takes SIGTERM for itself; the tests keep theirs."""
+    monkeypatch.setattr("benchmarks.report.end_at_sigterm", lambda: None)
+
+
 @pytest.mark.parametrize("part", ["shm", "qcow2"])
 def test_bench_snapshots_runs(part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Tiny volumes get their snapshots, and a row is printed for each point."""
