@@ -34,13 +34,10 @@ FORMATS = (
     "shm_server/abi/*",
     "shm_server/interfaces/*",
     "shm_server/stores/checksums.py",
-    "shm_server/stores/checksums.py",
     "shm_server/stores/maplog.py",
     "shm_server/stores/redo.py",
     "shm_server/stores/table.py",
     "shm_server/stores/watching.py",  # inotify's
-    "shm_server/stores/table.py",
-    "shm_server/stores/watching.py",
 )
 
 MAX_FUNCTION_LINES = 70
