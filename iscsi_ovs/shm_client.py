@@ -44,6 +44,7 @@ __all__ = [
     "Context",
     "DeviceHandle",
     "HandleStat",
+    "PoolStat",
     "Problem",
     "ReleaseRequested",
     "Service",
@@ -55,6 +56,7 @@ __all__ = [
 BLOCK_BYTES = 512  # what ovs_stat says in st_blksize; any byte range is legal all the same
 
 HandleStat = control.HandleInfo
+PoolStat = control.PoolInfo
 ReleaseRequested = control.ReleaseRequested
 SnapshotStat = control.SnapshotInfo
 Checked = control.Checked
@@ -214,6 +216,10 @@ class Context:
     def list_volumes(self) -> list[VolumeStat]:
         """Every volume (ovs_list_volumes)."""
         return self._call(control.List(0), control.Volumes).infos
+
+    def stat_pool(self) -> PoolStat:
+        """How full the file system of the volumes is (beyond the C API)."""
+        return self._call(control.StatPool(0), control.Pool).info
 
     def list_handles(self) -> list[HandleStat]:
         """Every open handle of every client, with what it has moved (beyond the C API)."""

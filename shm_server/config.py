@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from shm_server.fullness import DEFAULT_SOFT_THRESHOLD_PERCENT
 from shm_server.interfaces.exports import ExportRule
 from shm_server.scrubbing import DEFAULT_BYTES_PER_S
 from shm_server.server import Settings
@@ -88,6 +89,7 @@ class ShmServer(msgspec.Struct, forbid_unknown_fields=True):
     delay: list[Delay] = []
     exports: list[Export] = []
     map_cache_size: int | str = DEFAULT_MAP_CACHE_BYTES  # of the maps of volumes with snapshots, all together
+    soft_threshold_percent: int = DEFAULT_SOFT_THRESHOLD_PERCENT  # of the pool's file system, used; 0: none
     checksum_bytes_per_s: int | str = DEFAULT_BYTES_PER_S  # read for the checksums of snapshots, in the background
     spin_us: int | None = None  # None: the server's own default
     sanitize_bytes_per_s: int | str | None = None  # of one overwrite; None: as fast as it goes
@@ -147,6 +149,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
         config_path=str(path),
         allowed_uids=tuple(own.allowed_uids),
         map_cache_bytes=_size(own.map_cache_size, path, "shm_server.map_cache_size"),
+        soft_threshold_percent=_percent(own.soft_threshold_percent, path, "shm_server.soft_threshold_percent"),
         checksum_bytes_per_s=_size(own.checksum_bytes_per_s, path, "shm_server.checksum_bytes_per_s"),
         delays=tuple(
             DelayRule(
@@ -219,6 +222,12 @@ def _key_path(message: str) -> str:
     """msgspec's "… - at `$.a.b`" with the key in front."""
     match = re.fullmatch(r"(.*) - at `\$\.?(.*)`", message, re.DOTALL)
     return f"{match[2]}: {match[1]}" if match and match[2] else message
+
+
+def _percent(value: int, path: Path, key: str) -> int:
+    if not 0 <= value <= 99:
+        raise ConfigError(f"{path}: {key} is {value}: 1 to 99, or 0 for none")
+    return value
 
 
 def _size(value: int | str, path: Path, key: str) -> int:

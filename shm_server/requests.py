@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from shm_server.abi import control, layout, names, segment
 from shm_server.changes import ChangeLists
 from shm_server.client import MAX_REQUESTS, Client, ClientError
+from shm_server.fullness import Fullness
 from shm_server.interfaces.exports import Exports
 from shm_server.manager import Manager
 from shm_server.progress import Progress
@@ -78,6 +79,7 @@ class Requests:
         self.snapshots: Snapshots  # the same
         self.records: Records  # the same
         self.promoter: Promoter  # the same
+        self.fullness: Fullness  # the same
         self.scrubber: Scrubber  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
@@ -106,6 +108,7 @@ class Requests:
             control.Promote: self._promote,
             control.ListChanges: self._list_changes,
             control.Check: self._check,
+            control.StatPool: self._stat_pool,
             control.List: self._list,
             control.ListHandles: self._list_handles,
             control.Subscribe: self._subscribe,
@@ -274,6 +277,9 @@ class Requests:
         changed = await self.records.put(request.name, request.record, request.version, request.data, client)
         return control.Record(request.id, request.record, changed.version, b"")
 
+    async def _stat_pool(self, client: Client, request: control.StatPool) -> control.Reply:
+        return control.Pool(request.id, self.fullness.info())
+
     async def _list(self, client: Client, request: control.List) -> control.Reply:
         return control.Volumes(request.id, self.manager.stat_all())
 
@@ -420,6 +426,11 @@ class Requests:
         for client in list(self._host.clients()):
             if client.is_subscribed or any(handle in holders for handle in client.handles()):
                 self._event(client, lambda sequence: control.VolumeChanged(sequence, info))
+
+    def pool_changed(self, info: control.PoolInfo) -> None:
+        for client in list(self._host.clients()):
+            if client.is_subscribed:
+                self._event(client, lambda sequence: control.PoolChanged(sequence, info))
 
     def release_requested(self, name: str, uuid: str, holders: list[Handle]) -> None:
         self.exports.release(holders)

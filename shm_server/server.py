@@ -23,6 +23,7 @@ from shm_server.abi import control, segment
 from shm_server.abi.ring import RingError
 from shm_server.client import Client, ClientError
 from shm_server.dispatch import Attachment, Dispatcher
+from shm_server.fullness import DEFAULT_SOFT_THRESHOLD_PERCENT, Fullness
 from shm_server.interfaces.exports import ExportRule, Exports
 from shm_server.locks import FileLock, listen
 from shm_server.manager import Manager
@@ -63,6 +64,7 @@ class Settings:
     delays: Sequence[DelayRule] = ()
     exports: Sequence[ExportRule] = ()
     spin_s: float = 100e-6  # how long to look at the rings after work, giving way to others, before sleeping
+    soft_threshold_percent: int = DEFAULT_SOFT_THRESHOLD_PERCENT  # of the pool's file system; 0: none
     checksum_bytes_per_s: int = DEFAULT_BYTES_PER_S  # the pace at which sealed layers get their checksums
     sanitize_bytes_per_s: int | None = None  # the pace of an overwrite; None: as fast as it goes
 
@@ -126,6 +128,9 @@ class Server:
             self._runtime, self._manager, self._requests.volume_changed, settings.sanitize_bytes_per_s
         )
         self._requests.snapshots = Snapshots(self._runtime, self._stores, self._manager, self._requests.volume_changed)
+        pool = settings.pool if self._stores.is_persistent else None
+        percent = settings.soft_threshold_percent
+        self._requests.fullness = Fullness(self._runtime, pool, percent, self._requests.pool_changed)
         self._requests.promoter = Promoter(
             *(self._runtime, self._stores, self._manager, self._requests.snapshots, self._catalog),
             self._requests.volume_changed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,22 @@ def huge_pages(count: int) -> Iterator[None]:
         yield
     finally:
         setting.write_text(str(before))
+
+
+@contextmanager
+def small_file_system(directory: Path, size: str) -> Iterator[None]:
+    """One in memory, of this size, mounted there; only root can mount."""
+    if os.geteuid() != 0:
+        _absent("a small file system is mounted by root: run the tests as root")
+    directory.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        _absent(f"mount is not allowed here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
 
 
 def require_fuse() -> None:

@@ -1,8 +1,8 @@
 """LOG SENSE (SPC-4 6.9 and 7.3, SBC-3 6.3): the supported pages, logical block provisioning, informational exceptions.
 Nothing in them can be set or saved, so there is no LOG SELECT.
 
-Page 0C says what a thin unit takes in its store, in threshold sets of a mebibyte (VPD page B2); how much there is left
-to take is the store's, which others share, and is not said.
+Page 0C says what a thin unit takes in its store, and what is left there, which it shares with others; in threshold sets
+of a mebibyte (VPD page B2).
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ BINARY_LIST = 0x03  # FORMAT AND LINKING: a parameter that is a list, in binary
 NO_TEMPERATURE = 0xFF
 
 LOGICAL_BLOCK_PROVISIONING = 0x0C
+AVAILABLE = 0x0001  # AVAILABLE LBA MAPPING RESOURCE COUNT
 USED = 0x0002  # USED LBA MAPPING RESOURCE COUNT
-DEDICATED = 0x01  # SCOPE: of this unit alone
+DEDICATED, SHARED = 0x01, 0x02  # SCOPE: of this unit alone, or not
 
 
 class PageHeader(Derived):
@@ -55,28 +56,38 @@ class ResourceCount(Derived):
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A row: the page's parameters by their codes, ascending, from the bytes that the volume takes in its store (where
-    ``needs_usage``). The two pages that list others have none."""
+    """A row: the page's parameters by their codes, ascending, from the bytes that the volume takes in its store, and
+    those that are left there (where ``needs_usage``). The two pages that list others have none."""
 
     code: int
     subpage: int
-    parameters: Callable[[int], dict[int, bytes]]
+    parameters: Callable[[int, int | None], dict[int, bytes]]
     needs_usage: bool = False
 
 
-def _no_parameters(used_bytes: int) -> dict[int, bytes]:
+def _no_parameters(used_bytes: int, available_bytes: int | None) -> dict[int, bytes]:
     return {}
 
 
-def _logical_block_provisioning(used_bytes: int) -> dict[int, bytes]:
-    used = min(-(-used_bytes // vpd.THRESHOLD_SET_BYTES), 0xFFFFFFFF)
-    count = ResourceCount(
-        parameter_code=USED, control=BINARY_LIST, parameter_length=8, resource_count=used, scope=DEDICATED
-    )
-    return {USED: count.pack()}
+def _logical_block_provisioning(used_bytes: int, available_bytes: int | None) -> dict[int, bytes]:
+    found = {}
+    if available_bytes is not None:
+        found[AVAILABLE] = _count(AVAILABLE, available_bytes // vpd.THRESHOLD_SET_BYTES, SHARED)
+    found[USED] = _count(USED, -(-used_bytes // vpd.THRESHOLD_SET_BYTES), DEDICATED)
+    return found
 
 
-def _informational_exceptions(used_bytes: int) -> dict[int, bytes]:
+def _count(code: int, sets: int, scope: int) -> bytes:
+    return ResourceCount(
+        parameter_code=code,
+        control=BINARY_LIST,
+        parameter_length=8,
+        resource_count=min(sets, 0xFFFFFFFF),
+        scope=scope,
+    ).pack()
+
+
+def _informational_exceptions(used_bytes: int, available_bytes: int | None) -> dict[int, bytes]:
     return {
         0x0000: InformationalExceptions(control=BINARY_LIST, parameter_length=4, temperature=NO_TEMPERATURE).pack(),
     }
@@ -107,16 +118,16 @@ def log_sense(unit: LogicalUnit, command: Command) -> Execution:
     if row is None:
         raise invalid_field(3) if any(code == each.code for each in pages) else invalid_field(2, 5)
     # SPC-4 6.9: a PARAMETER POINTER beyond the last parameter is an invalid field in the CDB.
-    if fields.parameter_pointer > max(row.parameters(0), default=0):
+    if fields.parameter_pointer > max(row.parameters(0, None), default=0):
         raise invalid_field(5)
 
-    def finish(used_bytes: int | None) -> Outcome:
+    def finish(used_bytes: int | None, available_bytes: int | None) -> Outcome:
         if used_bytes is None:
             return Outcome(scsi.BUSY)
-        page = _page(row, pages, row.parameters(used_bytes), fields.parameter_pointer)
+        page = _page(row, pages, row.parameters(used_bytes, available_bytes), fields.parameter_pointer)
         return parameters.answer(page, fields.allocation_length)
 
-    return scsi.UsageQuery(finish) if row.needs_usage else finish(0)
+    return scsi.UsageQuery(finish) if row.needs_usage else finish(0, None)
 
 
 def _page(row: LogPage, pages: list[LogPage], found: dict[int, bytes], pointer: int) -> bytes:

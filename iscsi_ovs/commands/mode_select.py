@@ -67,8 +67,8 @@ def _modes(unit: LogicalUnit, data: bytes, header: type[mode_pages.Header6 | mod
         at += _check_block_descriptor(unit, data, at, fields.block_descriptor_length, is_long)
     modes = unit.modes
     while at < len(data):
-        row = _row(data, at)
-        modes = _changed(row, modes, data, at)
+        row = _row(unit, data, at)
+        modes = _changed(row, row.base(unit), modes, data, at)
         at += len(row.page)
     return modes
 
@@ -89,13 +89,13 @@ def _check_block_descriptor(unit: LogicalUnit, data: bytes, at: int, length: int
     return length
 
 
-def _row(data: bytes, at: int) -> mode_pages.ModePage:
+def _row(unit: LogicalUnit, data: bytes, at: int) -> mode_pages.ModePage:
     """The page that starts here; all of it is there, and as long as it is."""
     code, has_subpage = data[at] & 0x3F, bool(data[at] & mode_pages.SPF)
     if at + (4 if has_subpage else 2) > len(data):
         raise CheckCondition(sense.PARAMETER_LIST_LENGTH_ERROR)
     row = _PAGES.get((code, data[at + 1] if has_subpage else 0))
-    if row is None:
+    if row is None or (row.needs_thin and not unit.personality.is_thin):
         known = any(code == each for each, _ in _PAGES)
         raise _refused(at + 1) if known and has_subpage else _refused(at, 5)
     header_bytes = row.header_bytes
@@ -110,12 +110,12 @@ def _row(data: bytes, at: int) -> mode_pages.ModePage:
     return row
 
 
-def _changed(row: mode_pages.ModePage, modes: Modes, data: bytes, at: int) -> Modes:
+def _changed(row: mode_pages.ModePage, base: bytes, modes: Modes, data: bytes, at: int) -> Modes:
     """The modes with what this page changes. PS is reserved here, but initiators send back what they were sent."""
     page = data[at : at + len(row.page)]
     masks = row.changeable_values()
     for byte in range(row.header_bytes, len(page)):
-        wrong = (page[byte] ^ row.page[byte]) & ~masks[byte]
+        wrong = (page[byte] ^ base[byte]) & ~masks[byte]
         if wrong:
             raise _refused(at + byte, wrong.bit_length() - 1)
     return replace(modes, **{bit.field: bool(page[bit.byte] & bit.mask) for bit in row.changeable})

@@ -290,7 +290,7 @@ def _block_device_characteristics(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> 
 
 
 def _logical_block_provisioning(unit: scsi.LogicalUnit, nexus: scsi.Nexus) -> bytes:
-    """The threshold set is what log page 0C counts in; no threshold can be set."""
+    """The threshold set is what log page 0C and mode page 1C/02 count in."""
     exponent = (THRESHOLD_SET_BYTES // unit.block_bytes).bit_length() - 1
     flags = LBPU | LBPWS | LBPWS10 | LBPRZ
     return LogicalBlockProvisioning(threshold_exponent=exponent, flags_5=flags, provisioning_type=THIN).pack()

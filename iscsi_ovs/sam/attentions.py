@@ -22,9 +22,15 @@ REGISTRATIONS_PREEMPTED: Code = (0x2A, 0x05)
 ASYMMETRIC_ACCESS_STATE_CHANGED: Code = (0x2A, 0x06)
 CAPACITY_DATA_HAS_CHANGED: Code = (0x2A, 0x09)
 TIMESTAMP_CHANGED: Code = (0x2A, 0x10)
+SOFT_THRESHOLD_REACHED: Code = (0x38, 0x07)  # THIN PROVISIONING SOFT THRESHOLD REACHED
 COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: Code = (0x2F, 0x00)
 INQUIRY_DATA_HAS_CHANGED: Code = (0x3F, 0x03)
 REPORTED_LUNS_DATA_HAS_CHANGED: Code = (0x3F, 0x0E)
+
+
+# SBC-3 4.7.3.7: the INFORMATION field is the byte offset, in the Logical Block Provisioning mode page, of the threshold
+# descriptor that the notification is of. We have one.
+INFORMATION = {SOFT_THRESHOLD_REACHED: 16}
 
 
 class Reset(enum.Enum):

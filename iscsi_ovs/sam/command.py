@@ -115,9 +115,10 @@ class SanitizeRequest:
 
 @dataclass(slots=True)
 class UsageQuery:
-    """How many bytes does the unit's volume take in its store? Then ``finish(bytes)``; None: that can't be told now."""
+    """How many bytes does the unit's volume take in its store, and how many are left there? Then ``finish(used,
+    available)``; None: that can't be told now, or of what is left not at all."""
 
-    finish: Callable[[int | None], Execution]
+    finish: Callable[[int | None, int | None], Execution]
 
 
 Execution = Outcome | block.Request | RecordUpdate | AbortTasks | SanitizeRequest | UsageQuery

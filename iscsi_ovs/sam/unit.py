@@ -76,6 +76,7 @@ class LogicalUnit:
         self.reservation: ReservationGate | None = None  # only while somebody holds one
         self.reservations: Any = None  # commands.reservations' own
         self.has_medium = True
+        self.soft_threshold_bytes = 0  # left in the store: then 38/07 is raised; 0: there is no such threshold
         self._sanitize_progress: int | None = None
         self._has_failed_to_sanitize = False
         self._has_restricted_nexuses = False  # some come in through a port group that does not reach the medium
@@ -142,7 +143,8 @@ class LogicalUnit:
         try:
             pending = command.nexus.attentions.get(self)
             if pending and not (operation is not None and operation.allowed_under_unit_attention):
-                raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *pending.pop(0)))
+                code = pending.pop(0)
+                raise CheckCondition(Sense(UNIT_ATTENTION_KEY, *code), information=attentions.INFORMATION.get(code))
             if self.reservation is not None and self.reservation.refuses(command.nexus, operation, cdb):
                 return Outcome(RESERVATION_CONFLICT)
             if operation is None:

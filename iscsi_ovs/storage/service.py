@@ -263,6 +263,14 @@ class Service:
 
         self.request(control.Stat(0, name), told)
 
+    def stat_pool(self, callback: Callable[[control.PoolInfo | OSError], None]) -> None:
+        """How full the file system of the volumes is."""
+
+        def told(answer: Answer) -> None:
+            callback(answer.info if isinstance(answer, control.Pool) else _not_an_answer(answer))
+
+        self.request(control.StatPool(0), told)
+
     def request(self, message: control.Request, callback: Callback) -> None:
         """Send any control request (its id is set here); the callback gets the reply or an OSError, later."""
         try:

@@ -61,6 +61,7 @@ class Disks:
         self._core = core
         self._by_uuid: dict[str, Disk] = {}
         self._by_unit: dict[scsi.LogicalUnit, Disk] = {}
+        self._pool: control.PoolInfo | None = None
         self.personality: Callable[[str], scsi.Personality] = _plain  # by the volume's name
         self.on_served: Callable[[Disk], None] = _nobody
         self.on_withdrawn: Callable[[Disk, str], None] = _nobody_either
@@ -101,6 +102,7 @@ class Disks:
         unit.power_on = self._core.owner
         unit.now_ms = wall_ms
         self._limit_transfers(unit)
+        self._tell_pool(unit)
         disk = Disk(info, unit)
         _tell_sanitize(disk)
         self._by_uuid[info.uuid] = self._by_unit[unit] = disk
@@ -119,6 +121,20 @@ class Disks:
             disk.unit.resize(block.Geometry(info.size_bytes, generation=info.generation))
         disk.info = info
         _tell_sanitize(disk)
+
+    def pool_changed(self, info: control.PoolInfo) -> None:
+        """How full the pool is: whoever sees a thin unit hears that its soft threshold was passed."""
+        is_new = info.is_threshold_reached and not (self._pool is not None and self._pool.is_threshold_reached)
+        self._pool = info
+        for disk in self:
+            self._tell_pool(disk.unit)
+            if is_new and disk.unit.personality.is_thin:
+                disk.unit.raise_attention(scsi.SOFT_THRESHOLD_REACHED)
+
+    def _tell_pool(self, unit: scsi.LogicalUnit) -> None:
+        if self._pool is not None:
+            left_percent = 100 - self._pool.soft_threshold_percent if self._pool.soft_threshold_percent else 0
+            unit.soft_threshold_bytes = self._pool.size_bytes * left_percent // 100
 
     def withdraw(self, disk: Disk, reason: str) -> None:
         """A volume is not there any more."""

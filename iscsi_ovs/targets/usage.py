@@ -23,12 +23,17 @@ class Usage:
         unit = None if router is None else router.unit(command.lun)
         disk = None if unit is None else self._disks.of(unit)
         if disk is None:
-            self._commands.proceed(command, query.finish(None))
+            self._commands.proceed(command, query.finish(None, None))
             return
 
         def told(answer: control.VolumeInfo | OSError) -> None:
             used_bytes = None if isinstance(answer, OSError) else answer.allocated_bytes
-            self._commands.proceed(command, query.finish(used_bytes))
+            self._core.service.stat_pool(lambda pool: finish(used_bytes, pool))
+            self._core.follow_control()
+
+        def finish(used_bytes: int | None, pool: control.PoolInfo | OSError) -> None:
+            available_bytes = None if isinstance(pool, OSError) or not pool.size_bytes else pool.available_bytes
+            self._commands.proceed(command, query.finish(used_bytes, available_bytes))
 
         self._core.service.stat(disk.name, told)
         self._core.follow_control()

@@ -120,7 +120,12 @@ class VolumeServer:
         disks.settle_all()
         self._members.reopen()
         logger.info("volume server attached: %d volumes", len(disks))
+        core.service.stat_pool(self._pool_told)
         self._snapshots.look(self._looked)
+
+    def _pool_told(self, answer: control.PoolInfo | OSError) -> None:
+        if not isinstance(answer, OSError):
+            self._disks.pool_changed(answer)
 
     def _looked(self) -> None:
         """All that is to be served is known, as far as it is there."""
@@ -158,6 +163,8 @@ class VolumeServer:
         elif isinstance(event, control.VolumeResized | control.VolumeChanged):
             disks.changed(event.info, is_rolled_back=isinstance(event, control.VolumeChanged))
             self._sanitizing.changed(event.info)
+        elif isinstance(event, control.PoolChanged):
+            disks.pool_changed(event.info)
         elif isinstance(event, control.VolumeRenamed):
             disks.serve(event.info)
             self._snapshots.renamed(event.old_name, event.info.name)

@@ -267,6 +267,12 @@ class Check(Message, frozen=True):
     renew: bool = False
 
 
+class StatPool(Message, frozen=True):
+    """How full the pool's file system is."""
+
+    id: int
+
+
 class List(Message, frozen=True):
     id: int
 
@@ -322,6 +328,15 @@ class SnapshotInfo(msgspec.Struct, frozen=True):
     uuid: str = ""  # its own, as a volume has one
     labels: dict[str, str] = {}
     metadata: bytes = b""
+
+
+class PoolInfo(msgspec.Struct, frozen=True):
+    """The file system that all volumes share; of size 0 where they are in memory."""
+
+    size_bytes: int
+    available_bytes: int
+    soft_threshold_percent: int  # of its size, used; 0: none
+    is_threshold_reached: bool
 
 
 class HandleInfo(msgspec.Struct, frozen=True):
@@ -383,6 +398,13 @@ class Volume(Message, frozen=True):
 
     id: int
     info: VolumeInfo
+
+
+class Pool(Message, frozen=True):
+    """Reply to StatPool."""
+
+    id: int
+    info: PoolInfo
 
 
 class Record(Message, frozen=True):
@@ -467,6 +489,13 @@ class VolumeRemoved(Message, frozen=True):
     uuid: str
 
 
+class PoolChanged(Message, frozen=True):
+    """Its soft threshold was passed, or it has come back below that. Told to all who subscribed."""
+
+    sequence: int
+    info: PoolInfo
+
+
 class VolumeRenamed(Message, frozen=True):
     """Its snapshots are called after it, so they have other names, too."""
 
@@ -545,6 +574,7 @@ Request: TypeAlias = (
     | Promote
     | ListChanges
     | Check
+    | StatPool
     | List
     | ListHandles
     | Subscribe
@@ -557,6 +587,7 @@ Event: TypeAlias = (
     | VolumeResized
     | VolumeChanged
     | RecordChanged
+    | PoolChanged
     | ReleaseRequested
     | Progressed
 )
@@ -571,6 +602,7 @@ Reply: TypeAlias = (
     | Snapshots
     | Changes
     | Checked
+    | Pool
     | Handles
     | Done
     | Failed

@@ -72,6 +72,7 @@ class Bench:
         self.nexus = self.login()
         self.payload = b""
         self.used_bytes: int | None = 0  # what the volume takes in its store
+        self.available_bytes: int | None = None
         self.records: dict[str, bytes] = {}  # what the unit has kept with its volume
         self.sanitizes: list[scsi.SanitizeRequest] = []
         self.sanitize_error: OSError | None = None  # what becomes of them
@@ -145,7 +146,7 @@ class Bench:
                 self.sanitizes.append(result)
                 result = result.finish(self.sanitize_error)
             elif isinstance(result, scsi.UsageQuery):
-                result = result.finish(self.used_bytes)
+                result = result.finish(self.used_bytes, self.available_bytes)
             elif isinstance(result, scsi.AbortTasks):
                 self.aborted += result.nexuses
                 result = result.finish()

@@ -44,6 +44,14 @@ def test_what_a_thin_unit_takes(block_bytes: int, used_bytes: int, count: int) -
     assert disk.execute("12 01 b2 00ff 00").data[4] == {512: 11, 4096: 8}[block_bytes]
 
 
+def test_what_is_left_for_all(disk: Bench) -> None:
+    """Where the volume server knows: whole threshold sets, shared with others, before what is used."""
+    disk.used_bytes, disk.available_bytes = 1, (3 << 20) - 1
+    data = disk.execute(log_sense(0x0C)).data
+    assert data.hex(" ", 4) == "8c000018 00010308 00000002 02000000 00020308 00000001 01000000"
+    assert disk.execute(log_sense(0x0C, pointer=2)).data[4:] == data[16:]
+
+
 def test_what_can_not_be_told_now(disk: Bench) -> None:
     """The volume server is away: BUSY."""
     disk.used_bytes = None

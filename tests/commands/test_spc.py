@@ -142,14 +142,15 @@ def test_send_diagnostic_refusals(disk: Bench) -> None:
 
 # MODE SENSE -----------------------------------------------------------------------------------------------------
 
-ERROR_RECOVERY = "010a" + "00" * 10
+ERROR_RECOVERY = "010a000000000080" + "00" * 4  # LBPERE
 CACHING = "881204" + "00" * 17
 CONTROL = "8a0a0210" + "00" * 8
 EXCEPTIONS = "1c0a" + "00" * 10
 EXTENSION = "4a01001c07" + "00" * 27
 ALL = ERROR_RECOVERY + CACHING + CONTROL + EXCEPTIONS
-EVERY_SUBPAGE = ERROR_RECOVERY + CACHING + CONTROL + EXTENSION + EXCEPTIONS
-CHANGEABLE = ERROR_RECOVERY + "881204" + "00" * 17 + "8a0a040008" + "00" * 7 + EXCEPTIONS
+PROVISIONING = "5c020014" + "00" * 13 + "01" + "00" * 6
+EVERY_SUBPAGE = ERROR_RECOVERY + CACHING + CONTROL + EXTENSION + EXCEPTIONS + PROVISIONING
+CHANGEABLE = "010a" + "00" * 10 + "881204" + "00" * 17 + "8a0a040008" + "00" * 7 + EXCEPTIONS
 SHORT = "0000080000000200"
 LONG = "00000000000008000000000000000200"
 
@@ -166,7 +167,7 @@ def mode_10(flags: int, page: int, subpage: int = 0, length: int = 0xFFFF) -> st
     ("page", "subpage", "pages"),
     [
         (0x01, 0x00, ERROR_RECOVERY), (0x08, 0x00, CACHING), (0x0A, 0x00, CONTROL), (0x1C, 0x00, EXCEPTIONS),
-        (0x0A, 0x01, EXTENSION), (0x3F, 0x00, ALL),
+        (0x0A, 0x01, EXTENSION), (0x1C, 0x02, PROVISIONING), (0x1C, 0xFF, EXCEPTIONS + PROVISIONING), (0x3F, 0x00, ALL),
         (0x01, 0xFF, ERROR_RECOVERY), (0x0A, 0xFF, CONTROL + EXTENSION), (0x3F, 0xFF, EVERY_SUBPAGE),
     ],
 )  # fmt: skip

@@ -76,6 +76,7 @@ class FakeService:
         self.held: set[str] = set()  # volumes that somebody else has
         self.records: dict[tuple[str, str], tuple[int, bytes]] = {}
         self.stats: list[tuple[str, Callable[[Any], None]]] = []
+        self.pool_info = control.PoolInfo(0, 0, 0, False)
         self.recordings: list[Callable[[Any], None]] = []  # what is to be read or put: called when it is its turn
         self.holds_records = False
         self.sanitizes: list[tuple[control.Sanitize, Callable[[Any], None]]] = []  # asked for and not answered
@@ -166,6 +167,9 @@ class FakeService:
 
     def sanitize(self, message: control.Sanitize, callback: Callable[[Any], None]) -> None:
         self.sanitizes.append((message, callback))
+
+    def stat_pool(self, callback: Callable[[Any], None]) -> None:
+        callback(self.pool_info)
 
     def stat(self, name: str, callback: Callable[[Any], None]) -> None:
         self.stats.append((name, callback))
