@@ -123,12 +123,14 @@ class Manager:
         held = self._open.get(name)
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
         order = self.sanitizing.get(name)
-        allocated = self._stores.allocated_bytes(record.files, self.layers.get(name, {}).values())
+        layers = self.layers.get(name, {}).values()
+        allocated = self._stores.allocated_bytes(record.files, layers)
         return VolumeInfo(
             name=name,
             uuid=record.uuid,
             size_bytes=record.size_bytes,
             allocated_bytes=allocated,
+            footprint_bytes=self._stores.footprint_bytes(record.files, layers),
             generation=record.generation,
             can_discard=True,
             failed=name in self._failed,

@@ -243,7 +243,7 @@ def test_list_as_json(volume: Volume, name: str) -> None:
     row = next(row for row in rows if row["name"] == name)
     assert {key: type(value) for key, value in row.items()} == {
         "name": str, "size_bytes": int, "allocated_bytes": int, "uuid": str, "held": type(None), "failed": bool,
-        "is_template": bool,
+        "is_template": bool, "footprint_bytes": int,
     }  # fmt: skip
     assert row["size_bytes"] == 1236992
     assert len(bytes.fromhex(row["uuid"])) == 16
@@ -270,7 +270,7 @@ def test_tables(serve: Serve, volume: Volume, name: str) -> None:
     with session(serve, name):
         table = volume("list").stdout.splitlines()
         shown = volume("show", name).stdout
-    assert table[0].split() == ["NAME", "SIZE", "ALLOCATED", "UUID", "HELD", "BY"]
+    assert table[0].split() == ["NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "HELD", "BY"]
     row = next(line for line in table if line.startswith(f"{name} "))
     assert row.split()[:3] == [name, "1.5M", "0"]
     assert row[table[0].index("HELD") :].startswith("iscsi target pid")

@@ -26,6 +26,7 @@ def _row(found: VolumeStat) -> dict[str, Any]:
         "name": found.name,
         "size_bytes": found.size_bytes,
         "allocated_bytes": found.allocated_bytes,
+        "footprint_bytes": found.footprint_bytes,
         "uuid": found.uuid,
         "held": found.held,
         "failed": found.failed,
@@ -38,13 +39,14 @@ def _print(rows: list[dict[str, Any]], output: str) -> None:
     if output == "json":
         shared.print_json(rows)
         return
-    lines = [("NAME", "SIZE", "ALLOCATED", "UUID", "HELD BY")]
+    lines = [("NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "HELD BY")]
     for row in rows:
         lines.append(
             (
                 row["name"],
                 config.format_size(row["size_bytes"]),
                 config.format_size(row["allocated_bytes"]),
+                config.format_size(row["footprint_bytes"]),
                 row["uuid"],
                 _state(row),
             )

@@ -307,7 +307,7 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     name: str
     uuid: str  # 32 hex digits, given at creation, never reused
     size_bytes: int
-    allocated_bytes: int
+    allocated_bytes: int  # of data that are stored, in all layers of its own: what only its snapshots see, too
     generation: int  # counts changes of size
     can_discard: bool
     failed: bool = False
@@ -318,6 +318,7 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     can_exit_sanitize: bool = False  # and "exit failure mode" ends that
     is_read_only: bool = False  # opening it for writing is EROFS: a snapshot (VOLUME@SNAPSHOT), or a template
     is_template: bool = False
+    footprint_bytes: int = 0  # what it alone takes in the pool: its data, and maps, checksums, redo record
     promotion: int | None = None  # how far it has come, 0 to 65535; None: none runs
 
 

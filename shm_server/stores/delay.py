@@ -213,6 +213,9 @@ class DelayStores:
     def remove(self, name: str) -> None:
         self._stores.remove(name)
 
+    def footprint_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        return self._stores.footprint_bytes(name, layers)
+
     def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
         return self._stores.allocated_bytes(name, layers)
 

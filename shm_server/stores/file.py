@@ -16,6 +16,7 @@ from typing import TypeVar
 from shm_server.stores import linux
 from shm_server.stores.base import Chain, LayerFile, Store
 from shm_server.stores.checked import Checks
+from shm_server.stores.checksums import sums_name
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.layer import Checking, Layer, allocated_bytes, create_files, remove_files
@@ -243,6 +244,12 @@ class FileStores:
             if layer.is_sealed:
                 self._sealed_bytes[layer.number] = known
         return known
+
+    def footprint_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        layers = tuple(layers)
+        beside = [f"{name}.redo", f"{name}.owners"]
+        beside += (each for layer in layers for each in (f"{layer.number}.map", sums_name(layer.number)))
+        return self.allocated_bytes(name, layers) + sum(allocated_bytes(f"{self._directory}/{each}") for each in beside)
 
     def close(self) -> None:
         self._checks.close()

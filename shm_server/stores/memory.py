@@ -33,6 +33,9 @@ class MemoryStores(WithoutLayers):
         if fd is not None:
             os.close(fd)
 
+    def footprint_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
+        return self.allocated_bytes(name)
+
     def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
         fd = self._descriptors.get(name)
         return 0 if fd is None else os.fstat(fd).st_blocks * 512

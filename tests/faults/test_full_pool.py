@@ -114,7 +114,7 @@ def test_first_a_warning_then_no_space_then_it_goes_on(serve: Serve, is_chain: b
             assert read_mib(disk, number) == bytes(MIB)
         assert [write(number) for number in (100, 101)] == [(), ()]
         other.logout()
-        context.remove_volume("ballast")
+        context.remove_volume("ballast", force=True)
         assert all(read_mib(disk, number) == data for number, data in written.items())
 
 

@@ -274,6 +274,33 @@ def test_space_comes_back(pool: Pool) -> None:
     assert list(volumes.iterdir()) == []
 
 
+def test_what_is_stored_and_what_that_takes(pool: Pool) -> None:
+    """Stored are the data, those of snapshots too, each page once for each layer that has it; a clone stores nothing of
+    what it has of others. The footprint is all that is on the disk for the volume, but the checksums of its base."""
+    plain = pool.manager.stat("demo")
+    assert (plain.size_bytes, plain.allocated_bytes, plain.footprint_bytes) == (SIZE, 0, 0)
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, os.urandom(SIZE))
+        snapshot(pool, "s")
+        pool.write(volume, 0, os.urandom(2 * PAGE))
+        pool.run(volume.write_atomic(os.urandom(PAGE), 0))
+    pool.settle()
+    pool.run(pool.snapshots.clone("demo", "s", "clone"))
+    with pool.volume("clone") as volume:
+        pool.write(volume, 0, os.urandom(3 * PAGE))
+    pool.settle()
+    sizes = {info.name: (info.size_bytes, info.allocated_bytes) for info in pool.manager.stat_all()}
+    assert sizes == {"demo": (SIZE, SIZE + 2 * PAGE), "clone": (SIZE, 3 * PAGE)}
+    files = {path.name: path.stat().st_blocks * 512 for path in (pool.directory / "volumes").iterdir()}
+    footprints = {info.name: info.footprint_bytes for info in pool.manager.stat_all()}
+    base = pool.manager.lineage.chain(plain.uuid)[0].number
+    assert sum(footprints.values()) == sum(files.values()) - files[f"{base}.sums"]
+    pool.run(pool.manager.remove("clone"))
+    pool.settle()
+    left = sum(path.stat().st_blocks * 512 for path in (pool.directory / "volumes").iterdir())
+    assert sum(files.values()) - left == footprints["clone"]
+
+
 def test_without_snapshots_it_is_a_plain_store_again(pool: Pool) -> None:
     """Once nobody holds it; with its bytes, and what was discarded, in its own file and nowhere else."""
     data = os.urandom(SIZE)
