@@ -11,11 +11,14 @@ import errno
 import random
 import shutil
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shm_server.progress import Progress
+from shm_server.renaming import rename
 from shm_server.volumes.handle import Handle
 from tests.shm_server.crash.disk import Disk, Image, read_image
 from tests.shm_server.crash.model import SECTOR, Expected, Found, Volume, World, certain, differs, none_of, pattern
@@ -163,7 +166,7 @@ class Life:
 
         def new(each: Volume) -> Volume:
             ((*values,),) = each.snapshots[snapshot]
-            return Volume(tuple((value,) for value in values), _without(each, *later).snapshots, each.record)
+            return replace(_without(each, *later), blocks=tuple((value,) for value in values))
 
         self._change(_volume(name, new), self.pool.snapshots.rollback(name, snapshot))
 
@@ -176,11 +179,37 @@ class Life:
 
         self._change(cloned, self.pool.snapshots.clone(name, snapshot, new))
 
+    def make_template(self, name: str) -> None:
+        self.let_go(name)
+        self._change(
+            _volume(name, lambda each: replace(each.settled(), snapshots={}, is_template=True)),
+            self.pool.snapshots.make_template(name),
+        )
+
+    def clone_template(self, name: str, new: str) -> None:
+        def cloned(world: World) -> World | None:
+            if name not in world or not world[name].is_template:
+                return None
+            return {**world, new: Volume(world[name].settled().blocks)}
+
+        self._change(cloned, self.pool.snapshots.clone(name, "", new))
+
+    def promote(self, name: str) -> None:
+        """Nobody sees that, but that what it stood on can go."""
+        self._change(_same, self.pool.promoter.promote(name, Progress(lambda: 0.0, lambda *_: None, lambda: True)))
+
+    def rename(self, name: str, new: str) -> None:
+        def renamed(world: World) -> World:
+            return {new if each == name else each: volume for each, volume in world.items()}
+
+        self.let_go(name)
+        self._change(renamed, rename(self.pool.manager, name, new))
+
     def put_record(self, name: str) -> None:
         version, _ = self.now[name].record
         data = self.choose.randbytes(self.choose.choice((20, 3000)))
         self._change(
-            _volume(name, lambda each: Volume(each.blocks, each.snapshots, (version + 1, data))),
+            _volume(name, lambda each: replace(each, record=(version + 1, data))),
             self.pool.records.put(name, RECORD, version, data),
         )
 
@@ -288,6 +317,8 @@ def _possible(life: Life) -> list[tuple[Callable[[], None], int]]:
     if not now:
         return [(lambda: life.create(life.new_name("v")), 1)]
     name = choose.choice(sorted(now))
+    if now[name].is_template:
+        return _possible_of_a_template(life, name)
     blocks = len(now[name].blocks)
     first = choose.randrange(blocks)
     count = choose.randint(1, min(blocks - first, 20))
@@ -304,6 +335,9 @@ def _possible(life: Life) -> list[tuple[Callable[[], None], int]]:
         (lambda: life.let_go(name), 2),
         (lambda: life.put_record(name), 2),
         (life.pool.settle, 3),
+        (lambda: life.rename(name, life.new_name("v")), 1),
+        (lambda: life.promote(name), 2),
+        (lambda: life.make_template(name), 1),
         (life.restart, 1),
     ]
     if len(now) < MAX_VOLUMES:
@@ -328,16 +362,27 @@ def _last_number(world: World) -> int:
     return max((int(name[1:]) for name in names if name[1:].isdigit()), default=0)
 
 
+def _possible_of_a_template(life: Life, name: str) -> list[tuple[Callable[[], None], int]]:
+    acts: list[tuple[Callable[[], None], int]] = [
+        (life.pool.settle, 1),
+        (lambda: life.promote(name), 1),
+        (lambda: life.rename(name, life.new_name("v")), 1),
+        (lambda: life.destroy(name), 1),
+    ]
+    if len(life.now) < MAX_VOLUMES:
+        acts.append((lambda: life.clone_template(name, life.new_name("v")), 5))
+    return acts
+
+
 def _with(disk: World, kernel: World) -> World:
     """What the kernel has is what came last."""
     return {
-        name: Volume(
-            tuple(
+        name: replace(
+            kernel[name],
+            blocks=tuple(
                 (*(each for each in values if each != now), now)
                 for values, now in zip(volume.blocks, kernel[name].latest, strict=True)
             ),
-            kernel[name].snapshots,
-            kernel[name].record,
         )
         for name, volume in disk.items()
     }
@@ -367,4 +412,4 @@ def _volume(name: str, change: Callable[[Volume], Volume]) -> Change:
 
 def _without(volume: Volume, *snapshots: str) -> Volume:
     kept = {name: values for name, values in volume.snapshots.items() if name not in snapshots}
-    return Volume(volume.blocks, kept, volume.record)
+    return replace(volume, snapshots=kept)

@@ -42,6 +42,7 @@ class Found(NamedTuple):
     blocks: Values
     snapshots: dict[str, Values]
     record: tuple[int, bytes]
+    is_template: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class Volume:
     blocks: tuple[Values, ...]  # what each may have, oldest first
     snapshots: Mapping[str, tuple[Values, ...]] = field(default_factory=dict)  # its content is one of these
     record: tuple[int, bytes] = (0, b"")
+    is_template: bool = False
 
     @classmethod
     def certain(cls, found: Found) -> Volume:
         snapshots = {name: (values,) for name, values in found.snapshots.items()}
-        return cls(tuple((value,) for value in found.blocks), snapshots, found.record)
+        return cls(tuple((value,) for value in found.blocks), snapshots, found.record, found.is_template)
 
     @property
     def latest(self) -> Values:
@@ -95,6 +97,8 @@ class Volume:
                 (first, *_) = self.snapshots[name]
                 where = [at for at, pair in enumerate(zip(values, first, strict=False)) if pair[0] != pair[1]]
                 return f"snapshot {name} is another: blocks {where} of {len(values)}, it should have {len(first)}"
+        if found.is_template is not self.is_template:
+            return "it is a template" if found.is_template else "it is no template"
         if found.record != self.record:
             return f"its record is {found.record}, not {self.record}"
         return ""

@@ -43,6 +43,7 @@ FOUND = (
     "maplog.py: MapLog.open, the file",
     "merging.py: _make_durable, the data",
     "merging.py: _make_durable, the map",
+    "promoting.py: promote, the data",
     "redo.py: RedoFile._make_durable, the directory",
     "redo.py: RedoFile._make_durable, the file",
     "redo.py: RedoFile.replay, the data",

@@ -23,8 +23,11 @@ RECORD = "r"
 
 
 class Quiet(Runtime):
+    """Its clock goes on when there is nothing else to do."""
+
     def __init__(self, choose: random.Random) -> None:
-        super().__init__()
+        self._now_s = 0.0
+        super().__init__(lambda: self._now_s)
         self._calls: list[Call] = []
         self._choose = choose
 
@@ -39,6 +42,10 @@ class Quiet(Runtime):
             if call.error is not None and not isinstance(call.error, Exception):
                 raise call.error  # it died
             self.finished.append(call)
+        elif not self.ready and not self.finished:
+            assert self._timers, "nothing will ever happen"
+            self._now_s = max(self._now_s, self._timers[0][0])
+            self.fire_timers()
 
     def close(self, wait_s: float = 0) -> None:
         if self.wake_fd >= 0:
@@ -96,6 +103,7 @@ class QuietPool(Pool):
             content,
             {each: self._read_all(names.join(name, each)) for each in snapshots},
             tuple(self.run(self.records.get(name, RECORD))),
+            self.manager.record(name).is_template,
         )
 
     def _read_all(self, name: str) -> tuple[int, ...]:
@@ -115,7 +123,9 @@ class QuietPool(Pool):
     def unknown_files(self) -> set[str]:
         """That nobody knows, once all is tidy."""
         rows = self.catalog.select("SELECT number FROM layers", ())
-        known = {str(number) for (number,) in rows} | {info.name for info in self.manager.stat_all()}
+        known = {str(number) for (number,) in rows} | {
+            self.manager.record(info.name).files for info in self.manager.stat_all()
+        }
         return {path.name for path in (self.directory / "volumes").iterdir() if path.stem not in known}
 
 

@@ -170,7 +170,36 @@ def what_comes_over_it(life: Life) -> None:
     life.write("v", 2, PAGE)
 
 
+def templates(life: Life) -> None:
+    """A clone that becomes a volume of its own, a template, names that change."""
+    life.create("v")
+    life.write("v", 0, PAGES * PAGE)
+    life.snapshot("v", "s1")
+    life.write("v", PAGE, PAGE)
+    life.clone("v", "s1", "c")
+    life.write("c", 2 * PAGE, PAGE)
+    life.flush("c")
+    life.promote("c")
+    life.write("c", 3 * PAGE, 2 * PAGE)
+    life.remove("v", "s1")
+    life.pool.settle()
+    life.rename("c", "d")
+    life.write("d", 0, PAGE)
+    life.make_template("d")
+    life.clone_template("d", "e")
+    life.write("e", 0, PAGE + 1)
+    life.flush("e")
+    life.destroy("v")
+    life.promote("e")
+    life.write("e", 5 * PAGE, PAGE)
+    life.flush("e")
+    life.destroy("d")
+    life.pool.settle()
+    life.write("e", 5 * PAGE, PAGE)
+
+
 STORIES = {
+    "templates": (templates,),
     "snapshots": (snapshots, after_a_start),
     "deaths": (deaths,),
     "atomic": (an_atomic_write, what_comes_over_it),
