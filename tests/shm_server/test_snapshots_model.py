@@ -1,16 +1,21 @@
-"""Volumes with snapshots against the simplest model there is: a bytearray each, and a copy of it for each snapshot."""
+"""Volumes with snapshots against the simplest model there is: a bytearray each, and a copy of it for each snapshot.
+
+MODEL_SEED is printed, and repeats a run.
+"""
 
 from __future__ import annotations
 
 import errno
 import itertools
+import os
+import random
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,6 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from shm_server.abi import names
+from shm_server.progress import Progress
 from shm_server.renaming import rename
 from shm_server.stores import maplog
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
@@ -55,6 +62,7 @@ class Machine(RuleBasedStateMachine):
         self.pool = Pool(self.directory, map_cache_bytes=CHUNK_BYTES)
         self.models: dict[str, _Model] = {}
         self.held: dict[str, Any] = {}
+        self.readers: dict[tuple[str, str], Any] = {}  # handles on snapshots
         self.numbers = itertools.count(1)
 
     @initialize()
@@ -63,7 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.models["v0"] = _Model(bytearray(SPAN))
 
     def teardown(self) -> None:
-        for handle in self.held.values():
+        for handle in (*self.held.values(), *self.readers.values()):
             self.pool.let_go(handle)
         self.pool.close()
         shutil.rmtree(self.directory)
@@ -76,8 +84,8 @@ class Machine(RuleBasedStateMachine):
 
     def pick_writable(self, data: Any) -> str:
         """There is one always."""
-        names = [name for name, model in sorted(self.models.items()) if not model.is_template]
-        return str(data.draw(st.sampled_from(names), label="volume"))
+        writable = [name for name, model in sorted(self.models.items()) if not model.is_template]
+        return str(data.draw(st.sampled_from(writable), label="volume"))
 
     def is_last_writable(self, name: str) -> bool:
         return all(model.is_template or other == name for other, model in self.models.items())
@@ -90,6 +98,10 @@ class Machine(RuleBasedStateMachine):
     def let_go(self, name: str) -> None:
         if name in self.held:
             self.pool.let_go(self.held.pop(name))
+
+    def let_readers_go(self, name: str) -> None:
+        for key in [key for key in self.readers if key[0] == name]:
+            self.pool.let_go(self.readers.pop(key))
 
     def range(self, data: Any, name: str) -> tuple[int, int]:
         """Any bytes, whole pages as often as not."""
@@ -140,6 +152,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def roll_back(self, data: Any) -> None:
         name, snapshot = self.pick_snapshot(data)
+        self.let_readers_go(name)
         model = self.models[name]
         later = model.order[model.order.index(snapshot) + 1 :]
         has_clones = any(model.children.get(each) for each in later)
@@ -170,6 +183,11 @@ class Machine(RuleBasedStateMachine):
     def remove_snapshot(self, data: Any, settle: bool) -> None:
         name, snapshot = self.pick_snapshot(data)
         model = self.models[name]
+        if (name, snapshot) in self.readers:
+            with pytest.raises(OSError) as caught:
+                self.pool.run(self.pool.snapshots.remove(name, snapshot))
+            assert caught.value.errno == errno.EBUSY
+            self.pool.let_go(self.readers.pop((name, snapshot)))
         if model.children.get(snapshot):
             with pytest.raises(OSError) as caught:
                 self.pool.run(self.pool.snapshots.remove(name, snapshot))
@@ -197,6 +215,7 @@ class Machine(RuleBasedStateMachine):
         model = self.models[name]
         if self.is_last_writable(name):
             return
+        self.let_readers_go(name)
         make = self.pool.snapshots.make_template(name)
         if name in self.held:
             with pytest.raises(OSError) as caught:
@@ -218,8 +237,8 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.models) < 4 and any(model.is_template for model in self.models.values()))
     @rule(data=st.data())
     def clone_template(self, data: Any) -> None:
-        names = [name for name, model in sorted(self.models.items()) if model.is_template]
-        name, new = data.draw(st.sampled_from(names), label="template"), self.new_name()
+        templates = [name for name, model in sorted(self.models.items()) if model.is_template]
+        name, new = data.draw(st.sampled_from(templates), label="template"), self.new_name()
         self.pool.run(self.pool.snapshots.clone(name, "", new))
         self.models[new] = _Model(bytearray(self.models[name].content))
         self.models[name].children.setdefault("", []).append(new)
@@ -229,6 +248,7 @@ class Machine(RuleBasedStateMachine):
     def remove_volume(self, data: Any) -> None:
         name = self.pick(data)
         self.let_go(name)
+        self.let_readers_go(name)
         if any(self.models[name].children.values()):
             with pytest.raises(OSError) as caught:
                 self.pool.run(self.pool.manager.remove(name))
@@ -257,10 +277,33 @@ class Machine(RuleBasedStateMachine):
         self.pool.run(rename(self.pool.manager, name, new))
         if name in self.held:
             self.held[new] = self.held.pop(name)
+        for key in [key for key in self.readers if key[0] == name]:
+            self.readers[new, key[1]] = self.readers.pop(key)
         self.models[new] = self.models.pop(name)
         for model in self.models.values():
             for clones in model.children.values():
                 clones[:] = [new if each == name else each for each in clones]
+
+    @rule(data=st.data())
+    def promote(self, data: Any) -> None:
+        """Held or not: it reads as before, and stands on nobody any more."""
+        name = self.pick(data)
+        progress = Progress(self.pool.runtime.clock, lambda done, total: None, lambda: True)
+        self.pool.run(self.pool.promoter.promote(name, progress))
+        for model in self.models.values():
+            for clones in model.children.values():
+                clones[:] = [each for each in clones if each != name]
+
+    @precondition(lambda self: any(model.order for model in self.models.values()))
+    @rule(data=st.data())
+    def read_snapshot(self, data: Any) -> None:
+        """To be read only; it stays open, whatever becomes of the volume and of the layers below."""
+        name, snapshot = self.pick_snapshot(data)
+        with pytest.raises(OSError) as caught:
+            self.pool.hold(names.join(name, snapshot), "rw")
+        assert caught.value.errno == errno.EROFS
+        if (name, snapshot) not in self.readers:
+            self.readers[name, snapshot] = self.pool.hold(names.join(name, snapshot), "r")
 
     @rule(data=st.data(), pages=st.integers(1, 8))
     def grow(self, data: Any, pages: int) -> None:
@@ -279,11 +322,13 @@ class Machine(RuleBasedStateMachine):
         """The server ends, or is killed, and starts; or it ends, and the machine does."""
         if killed and not reboot:
             self.held.clear()
+            self.readers.clear()
             self.pool.runtime.close()
             self.pool.catalog.close()
         else:
-            for name in list(self.held):
+            for name in list(self.models):
                 self.let_go(name)
+                self.let_readers_go(name)
             self.pool.close()
         if reboot:
             boot = next(self.numbers).to_bytes(16, "little")
@@ -302,6 +347,9 @@ class Machine(RuleBasedStateMachine):
             if name in self.held:
                 assert pool.read(self.volume(name), BEGIN, MAX_SPAN) == model.content, name
                 assert not any(pool.read(self.volume(name), BEGIN - 2 * PAGE, 2 * PAGE))
+        for (name, snapshot), handle in self.readers.items():
+            kept = self.models[name].snapshots[snapshot]
+            assert pool.read(handle.volume, BEGIN, MAX_SPAN) == kept, f"{name}@{snapshot}"
 
     @rule(data=st.data())
     def look(self, data: Any) -> None:
@@ -316,22 +364,41 @@ class Machine(RuleBasedStateMachine):
 
 
 patch = pytest.MonkeyPatch()
+EXAMPLES = 40
+SOAK_EXAMPLES = 2000
+STEPS = 40
 
 
-@pytest.mark.parametrize("where", ["", "/dev/shm"])
-def test_any_history_of_volumes_is_that_of_the_model(where: str) -> None:
-    """Whatever is written, discarded, kept, rolled back, cloned, merged, grown, closed, started anew."""
-
+def run(where: str, examples: int) -> None:
     class Here(Machine):
         pass
 
     Here.where = where
+    number = int(os.environ.get("MODEL_SEED", str(random.randrange(1 << 32))))
+    print(f"MODEL_SEED={number}")
     try:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            Here,
+            seed(number)(Here),
             settings=settings(
-                max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+                max_examples=examples,
+                stateful_step_count=STEPS,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
             ),
         )
     finally:
         patch.undo()
+
+
+@pytest.mark.parametrize("where", ["", "/dev/shm"])
+def test_any_history_of_volumes_is_that_of_the_model(where: str) -> None:
+    """Whatever is written, discarded, kept, read, rolled back, cloned, promoted, merged, renamed, closed."""
+    run(where, EXAMPLES)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("where", ["", "/dev/shm"])
+def test_a_long_history(where: str) -> None:
+    """80,000 steps of the same."""
+    run(where, SOAK_EXAMPLES)
