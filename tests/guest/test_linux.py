@@ -138,7 +138,8 @@ logout {IQN}
 
 
 def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
-    """The volume server dies five times under fsynced writes: no I/O error reaches the file system, no byte is lost."""
+    """The volume server dies five times under fsynced writes, twice the target with it, while snapshots come and go: no
+    I/O error reaches the file system, no byte is lost."""
     with serve_in(network, short_dir, "64M") as serve:
         guest = Guest(network, tmp_path)
         guest.start(WRITES)
@@ -147,7 +148,14 @@ def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path
             for kill in range(KILLS):
                 if kill:
                     guest.wait_quietly(APART_S)
-                serve.wait_new_server(serve.kill_server())
+                with shm_client.Context(state_dir=serve.state_dir) as context:
+                    context.create_snapshot("disk", f"s{kill}")
+                    if kill:
+                        context.remove_snapshot("disk", f"s{kill - 1}")
+                killed = serve.kill_server()
+                if kill % 2:
+                    serve.kill_target()
+                serve.wait_new_server(killed)
                 guest.wait_for_another("guest: round ", 30.0)
             guest.tell("enough")
             result = guest.finish(60.0)

@@ -169,6 +169,13 @@ class Serve:
         processes.kill_all([pid])
         return pid
 
+    def kill_target(self) -> None:
+        """kill -9 of what speaks iSCSI below `serve`, which starts another one."""
+        children = [pid for pid in self.processes()[1:] if processes.is_alive(pid)]
+        targets = [pid for pid in children if not is_volume_server(pid)]
+        assert targets, "no target below serve"
+        processes.kill_all(targets)
+
     def wait_new_server(self, old_pid: int, timeout_s: float = 20.0) -> int:
         """Waits until `serve` has started another volume server than `old_pid`; an error if `serve` ends instead."""
 

@@ -17,9 +17,8 @@ from collections.abc import Callable
 import pytest
 
 from iscsi_ovs import shm_client
-from tests.interop import processes
 from tests.interop.initiators import QemuShell, qemu_io
-from tests.interop.serving import Serve, is_volume_server
+from tests.interop.serving import Serve
 
 pytestmark = [pytest.mark.interop]
 
@@ -97,12 +96,10 @@ class Trouble(threading.Thread):
                 time.sleep(0.02)  # it is dead: there is nothing to wait for but that it comes back
 
     def _kill(self) -> None:
-        children = [pid for pid in self._serve.processes()[1:] if processes.is_alive(pid)]
-        servers = [pid for pid in children if is_volume_server(pid)]
-        targets = [pid for pid in children if not is_volume_server(pid)]
-        assert servers
-        assert targets
-        processes.kill_all({"server": servers, "target": targets, "both": children}[self._who])
+        if self._who != "target":
+            self._serve.kill_server()
+        if self._who != "server":
+            self._serve.kill_target()
 
 
 def write(shell: QemuShell, log: Log, choose: random.Random) -> None:
