@@ -19,7 +19,9 @@ import pytest
 
 from shm_server.progress import Progress
 from shm_server.renaming import rename
+from shm_server.runtime import Job
 from shm_server.volumes.handle import Handle
+from shm_server.volumes.volume import Volume as OpenVolume
 from tests.shm_server.crash.disk import Disk, Image, read_image
 from tests.shm_server.crash.model import SECTOR, Expected, Found, Volume, World, certain, differs, none_of, pattern
 from tests.shm_server.crash.pools import RECORD, QuietPool, boot
@@ -155,6 +157,50 @@ class Life:
 
     def snapshot(self, name: str, snapshot: str) -> None:
         self._change(_volume(name, lambda each: each.kept(snapshot)), self.pool.snapshots.create(name, snapshot))
+
+    def snapshot_beside_writes(self, name: str, snapshot: str) -> None:
+        """What is written while it is made is in it up to some write, and not behind that (CONTRACTS 10)."""
+        kernel, disk = self.kernel, self.disk
+        new = _volume(name, lambda each: each.kept(snapshot))
+        self.kernel, self.disk = kernel + _each(kernel, new), disk + _each(disk, new)
+        self._expect()
+        is_over: list[BaseException | None] = []
+        making = self.pool.snapshots.create(name, snapshot)
+        volume = self.handle(name).volume
+        Job(making, lambda _, error: is_over.append(error)).start()
+        while not is_over:
+            if self.choose.random() < 0.4:
+                self._write_beside(name, volume, snapshot)
+            else:
+                self.pool.turn()
+        assert is_over == [None]
+        made = self.pool.look_at(name).snapshots[snapshot]
+        worlds = self.kernel[len(kernel)], self.disk[len(disk)]
+        assert made in worlds[0][name].snapshots[snapshot], f"{self}: {snapshot} has what was not, or not what was"
+        settle = _volume(name, lambda each: replace(each, snapshots={**each.snapshots, snapshot: (made,)}))
+        self.kernel, self.disk = _each(worlds[:1], settle), _each(worlds[1:], settle)
+        self._expect()
+
+    def _write_beside(self, name: str, volume: OpenVolume, snapshot: str) -> None:
+        self._value += 1
+        value, blocks = self._value, len(self.now[name].blocks)
+        first = self.choose.randrange(blocks)
+        count = self.choose.randint(1, min(blocks - first, 12))
+        data = b"".join(pattern(value, block) for block in range(first, first + count))
+
+        def begun(each: Volume) -> Volume:
+            written = each.written(first, count, value)
+            if snapshot in each.snapshots:
+                written = replace(
+                    written, snapshots={**each.snapshots, snapshot: (*each.snapshots[snapshot], written.latest)}
+                )
+            return written
+
+        self.kernel, self.disk = _each(self.kernel, _volume(name, begun)), _each(self.disk, _volume(name, begun))
+        self._expect()
+        self.pool.write(volume, first * SECTOR, data)
+        self.kernel = _each(self.kernel, _volume(name, lambda each: each.settled(first, count)))
+        self._expect()
 
     def remove(self, name: str, snapshot: str) -> None:
         self._change(_volume(name, lambda each: _without(each, snapshot)), self.pool.snapshots.remove(name, snapshot))
@@ -347,7 +393,8 @@ def _possible(life: Life) -> list[tuple[Callable[[], None], int]]:
     if blocks < MAX_PAGES * PAGE_BLOCKS:
         acts.append((lambda: life.resize(name, blocks // PAGE_BLOCKS + 1), 2))
     if len(now[name].snapshots) < MAX_SNAPSHOTS:
-        acts.append((lambda: life.snapshot(name, life.new_name("s")), 8))
+        acts.append((lambda: life.snapshot(name, life.new_name("s")), 5))
+        acts.append((lambda: life.snapshot_beside_writes(name, life.new_name("s")), 4))
     if now[name].snapshots:
         snapshot = choose.choice(sorted(now[name].snapshots))
         acts.append((lambda: life.remove(name, snapshot), 5))
