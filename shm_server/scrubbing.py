@@ -151,31 +151,31 @@ class Scrubber:
         problems: list[Problem] = []
         done: set[int] = set()
         at = _Bytes(progress)
-        while (file := await self._next(uuid, done, at)) is not None:
-            assert self._checks is not None
-            done.add(file.number)
-            try:
-                found = await self._check_layer(self._checks, file, at, renew=renew)
-            except OSError:
-                progress.check()
-                if await self._sealed({file.number}):
-                    raise
-                continue  # it was merged meanwhile, and verified as it was
-            checked.layers += 1
-            checked.pages += found.pages
-            problems += await self._manager.on_thread(partial(self._tell, file, found))
+        checks = self._checks
+        while checks is not None and (layers := await self._left(uuid, done)):
+            sizes = await self._call(lambda: [checks.allocated_bytes(file) for file in layers])
+            left_bytes = sum(sizes)
+            for file, size_bytes in zip(layers, sizes, strict=True):
+                at.left(left_bytes)
+                left_bytes -= size_bytes
+                done.add(file.number)
+                try:
+                    found = await self._check_layer(checks, file, at, renew=renew)
+                except OSError:
+                    progress.check()
+                    if await self._sealed({file.number}):
+                        raise
+                    continue  # it was merged meanwhile, and verified as it was
+                checked.layers += 1
+                checked.pages += found.pages
+                problems += await self._manager.on_thread(partial(self._tell, file, found))
         checked.problems, checked.told = len(problems), problems[:MAX_PROBLEMS]
         return checked
 
-    async def _next(self, uuid: str, done: set[int], at: _Bytes) -> LayerFile | None:
-        """A layer to look at; the chain may have become another meanwhile."""
-        if self._checks is None:
-            return None
+    async def _left(self, uuid: str, done: set[int]) -> list[LayerFile]:
+        """Layers to look at. Asked once more behind them: the chain may have become another meanwhile."""
         chain: list[LayerFile] = await self._manager.on_thread(lambda: self._manager.lineage.chain(uuid))
-        left = [file for file in chain if file.is_sealed and file.number not in done]
-        checks = self._checks
-        at.left(await self._call(lambda: sum(checks.allocated_bytes(file) for file in left)))
-        return left[0] if left else None
+        return [file for file in chain if file.is_sealed and file.number not in done]
 
     async def _check_layer(self, checks: LayerChecks, file: LayerFile, at: _Bytes, *, renew: bool) -> Findings:
         await self._steps(checks.complete(file), at, is_extra=True)

@@ -308,6 +308,17 @@ def test_check_makes_what_is_missing(pool: Pool) -> None:
         assert pool.check("demo").problems == 1
 
 
+def test_a_check_does_not_look_at_all_layers_for_each(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more snapshots it takes longer in proportion: the chain is asked for at the beginning, and at the end."""
+    for number in range(12):
+        pool.run(pool.snapshots.create("demo", f"s{number}"))
+    asked: list[str] = []
+    chain = pool.manager.lineage.chain
+    monkeypatch.setattr(pool.manager.lineage, "chain", lambda uuid: asked.append(uuid) or chain(uuid))
+    assert pool.check("demo").layers == 12
+    assert len(asked) == 2
+
+
 def test_a_volume_without_snapshots_has_nothing_to_check(pool: Pool) -> None:
     """It is one file that is written; that is no error."""
     assert pool.check("demo").layers == 0
