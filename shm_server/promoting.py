@@ -162,8 +162,9 @@ class Promoter:
         return True
 
     async def _failed(self, promotion: Promotion, error: OSError) -> None:
-        """It is not to be: what was copied is given back."""
+        """It is not to be: what was copied is given back. One that is asked for meanwhile is another."""
         manager, name = self._manager, self._name(promotion.uuid)
+        state = self._states.pop(promotion.uuid, None)
         was_there = await manager.on_thread(lambda: self._promotions.end(promotion.uuid))
         if was_there and name:
             log.error("volume %s was not promoted: %s", name, error.strerror or error)
@@ -174,7 +175,9 @@ class Promoter:
                     await self._runtime.pause
             except OSError as problem:
                 log.error("volume %s: what was copied keeps its space: %s", name, problem.strerror or problem)
-        self._ended(promotion.uuid, error)
+        self._tell(promotion.uuid)
+        if state is not None:
+            state.end(error)
 
     def _step(self, steps: Generator[tuple[int, bool], None, None]) -> Call:
         return Call(self._runtime, self._lane, lambda: next(steps, None))

@@ -35,7 +35,11 @@ class SealedStore:
         self.allocated_bytes = chain.allocated_bytes
         self.close = chain.close
         self.sources = chain.sources
-        self.base_number = chain.base_number
+
+    @property
+    def base_number(self) -> int:
+        """Another, when the volume was promoted."""
+        return self._chain.base_number
 
     def sync(self) -> None:
         """It is durable since it has its name."""

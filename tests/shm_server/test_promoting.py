@@ -13,6 +13,7 @@ import pytest
 
 from shm_server.progress import Progress
 from shm_server.stores import promoting
+from shm_server.stores.changes import Changes
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes.sanitizing import Sanitizing
 from tests.shm_server.pool import Pool
@@ -274,3 +275,38 @@ def test_checksums_are_made_of_what_was_copied(pool: Pool) -> None:
     checked = pool.check("clone")
     assert checked.problems == 0
     assert checked.pages >= SIZE // 2 // PAGE - 8
+
+
+def test_asked_for_again_while_it_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was cancelled says so; the other one comes to its end, and nothing is left of either."""
+    first = begin(promote(pool, "clone"))
+    while not pool.manager.stat("clone").promotion:
+        pool.turn()
+    asked: list[list[BaseException | None]] = []
+    give_up = pool.stores.give_up
+
+    def ask_again(*given: Any) -> Any:
+        asked.append(begin(promote(pool, "clone")))
+        return give_up(*given)
+
+    monkeypatch.setattr(pool.stores, "give_up", ask_again)
+    pool.run(pool.promoter.cancel("clone"))
+    while not first or not asked[0]:
+        pool.turn()
+    assert isinstance(first[0], OSError)
+    assert first[0].errno == errno.ECANCELED
+    assert asked == [[None]]
+    assert stands_alone(pool, "clone")
+    assert pool.promoter._promotions.all() == []
+
+
+def test_differences_are_found_behind_it(pool: Pool) -> None:
+    """Between the volume and a snapshot that were open before: they are of one family still."""
+    with pool.volume("clone") as volume:
+        pool.run(pool.snapshots.create("clone", "s"))
+        reader = pool.hold("clone@s", "r")
+        pool.write(volume, 5 * PAGE, b"5" * PAGE)
+        pool.run(promote(pool, "clone"))
+        changes = Changes(volume.store, reader.volume.store, lambda: 0.0)
+        assert changes.find(0, SIZE, 9) == ([(5 * PAGE, PAGE, True)], SIZE)
+        pool.let_go(reader)
