@@ -84,9 +84,7 @@ class _Resolver:
             raise self._place.error("there is no [target.NAME]")
         self._check_exposure(groups, targets, is_open or root.open)
         limit = root.session.max_sessions
-        return Configuration(
-            self._place.file, groups, targets, _timing(root.session), limit, tuple(self._warnings)
-        )
+        return Configuration(self._place.file, groups, targets, _timing(root.session), limit, tuple(self._warnings))
 
     # Authentication --------------------------------------------------------------------------------------------
 
@@ -163,9 +161,7 @@ class _Resolver:
         initiators = _initiators(section.initiators, place / "initiators")
         return Access(initiators, tuple(networks), section.target_reset)
 
-    def _check_exposure(
-        self, groups: Mapping[str, PortalGroup], targets: Mapping[str, Target], is_open: bool
-    ) -> None:
+    def _check_exposure(self, groups: Mapping[str, PortalGroup], targets: Mapping[str, Target], is_open: bool) -> None:
         """Beyond loopback nothing is open to everybody by mistake."""
         for target in targets.values():
             exposed = [at.listen for name in target.groups for at in groups[name].portals

@@ -22,6 +22,7 @@ from shm_server.abi import names
 SIZE_STEP_BYTES = 4096  # the server rounds sizes up to this
 CLOSE_LIMIT_S = 0.5  # a close whose release is on its way is waited for so long before unlink says EBUSY
 
+
 class File:
     """A file that somebody has open, or that has no size yet."""
 

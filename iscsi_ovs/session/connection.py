@@ -120,9 +120,9 @@ class Connection:
     def wants_read(self) -> bool:
         """False while nothing more is to be read: an admission is pending, or the peer does not read its answers."""
         state = self.state
-        return (
-            state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT
-        ) and (not self.has_output or self._has_room())
+        return (state is _FULL_FEATURE or state is State.LOGIN or state is State.LOGGING_OUT) and (
+            not self.has_output or self._has_room()
+        )
 
     def _has_room(self) -> bool:
         outbox = self.outbox

@@ -68,9 +68,7 @@ class Parting:
     def _answer(self, header: pdu.LogoutRequest, response: int) -> None:
         connection = self._connection
         connection.send(
-            pdu.LogoutResponse(
-                response=response, initiator_task_tag=header.initiator_task_tag, **connection.numbers()
-            )
+            pdu.LogoutResponse(response=response, initiator_task_tag=header.initiator_task_tag, **connection.numbers())
         )
 
     def forget(self) -> None:

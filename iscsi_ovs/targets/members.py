@@ -30,6 +30,7 @@ logger = logging.getLogger("iscsi_ovs.target")
 
 ADMISSION_LIMIT_S = 12.0  # Linux gives a login 15 s
 
+
 @dataclass(slots=True, eq=False)
 class Member:
     """A normal session of a node, or a login on its way to be one."""

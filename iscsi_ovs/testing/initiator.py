@@ -28,6 +28,7 @@ from iscsi_ovs.testing.stream import Buffer, Stream, encode
 
 __all__ = ["Buffer", "Initiator", "Received", "Result", "ViolationError", "encode", "parse_pairs"]
 
+
 class Initiator:
     """One session on one connection. All lengths in bytes.
 

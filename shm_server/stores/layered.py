@@ -29,6 +29,7 @@ from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
 from shm_server.stores.stack import Nobody, Stack
 
 WRITE_STEP_BYTES = INLINE_BYTES  # claimed at once
+ATOMIC_RECORDS = 64  # that there is room for before an atomic write: its own, and those of who writes beside it
 NOTE_BYTES = 512 << 10  # of the top's log, that are read again at most when the process was killed
 
 _PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
@@ -67,10 +68,9 @@ class LayeredStore:
         place = self._owners.recall()
         if place is not None and ((known := self.stack.find(place.layer)) is None or not known.has(place)):
             place = None
-        if place is None:
+        if place is None or not self._owners.use(place):
+            place = None
             self._owners.renew()
-        else:
-            self._owners.use(place)
         self._owners.load(self._claims_behind(place))
         if self.stack.top.log is not None:
             self._note()
@@ -309,7 +309,14 @@ class LayeredStore:
         return log
 
     def write_atomic(self, data: bytes, offset: int) -> None:
-        self._top.allocate(offset, len(data))
+        first, count = _pages(offset, len(data))
+        self._top.allocate(first * PAGE_BYTES, count * PAGE_BYTES)
+        with self._lock:
+            # Whatever else may fail is to fail now: what has its redo record must go to its place.
+            self._completed((memoryview(data),), offset, len(data))
+            with self._owners.lock:
+                self._owners.make_room(first, count)
+                self._log.make_room(ATOMIC_RECORDS)
         write_by_redo(self._redo, data, offset, self.write_bytes, self._sync_layers)
 
     def fill(self, pattern: memoryview, offset: int) -> int:
@@ -418,8 +425,9 @@ class LayeredStore:
     # The chain ------------------------------------------------------------------------------------------------------
 
     def push(self, layer: Layer) -> None:
-        """A new, empty layer on top. Nothing else is under way but, perhaps, sync()."""
+        """A new, empty layer on top, or all is as it was. Nothing else is under way but, perhaps, sync()."""
         layer.runs()  # there are none, but that opens its map
+        layer.data  # noqa: B018 - opens it, or fails, before anything looks at it
         with self._lock:
             self.stack.push(layer)
             self._unsealed.append(layer)

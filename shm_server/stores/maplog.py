@@ -200,13 +200,13 @@ class MapLog:
 
     def append(self, kind: int, first: int, count: int) -> None:
         """The run is with the kernel when this returns. Where it raises, nothing of it is believed."""
-        self._make_room()
+        self.make_room()
         self._put(self._record(kind, first, count, self._length))
         self._claimed = self._length
 
-    def _make_room(self) -> None:
-        """For a record and a barrier: a FLUSH must not fail on a full disk when what it covers had its place."""
-        if self.has_room:
+    def make_room(self, records: int = 1) -> None:
+        """For these and a barrier: a FLUSH must not fail on a full disk when what it covers had its place."""
+        if self._length + (records + 1) * RECORD_BYTES <= self._room:
             return
         self._room = max(self._room, self._length)
         try:

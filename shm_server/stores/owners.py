@@ -71,17 +71,24 @@ class Owners:
         """Up to where in which layer's log an earlier life knew all: then use() that; or renew()."""
         return self._table.recall()
 
-    def use(self, place: Place) -> None:
-        self._table.use(place)
+    def use(self, place: Place) -> bool:
+        """False: it can't be had, after all."""
         number = 0
-        while (at := self._table.next_data(number * CHUNK_BYTES)) is not None:
-            number = at // CHUNK_BYTES
-            self._make_known(number)
-            number += 1
+        try:
+            self._table.use(place)
+            while (at := self._table.next_data(number * CHUNK_BYTES)) is not None:
+                number = at // CHUNK_BYTES
+                self._make_known(number)
+                number += 1
+        except OSError as error:
+            log.error("the owners of a volume's pages can't be read, all its maps are: %s", error)
+            return False
+        return True
 
     def renew(self) -> None:
         """The base owns all."""
         self._table.renew()
+        del self.known[:]
 
     def load(self, claims: Iterable[tuple[int, int, int]]) -> None:
         """First page, count, owner, the oldest first; before anybody looks."""
@@ -94,7 +101,7 @@ class Owners:
                     if len(kept) == LOADED_CHUNKS:
                         self._table.write(array("I", [owner]) * (end - start), number * CHUNK_BYTES + start * 4)
                         continue
-                    data = self._table.read(number * CHUNK_BYTES, CHUNK_BYTES)
+                    data = self._read(number)
                     chunk = kept[number] = array("I", data.ljust(CHUNK_BYTES, b"\0"))
                 chunk[start:end] = array("I", [owner]) * (end - start)
         for number, chunk in kept.items():
@@ -202,8 +209,15 @@ class Owners:
         chunk = self.chunks.get(number)
         if chunk is None:
             is_known = self.is_known(number)
-            chunk = self._keep(number, self._table.read(number * CHUNK_BYTES, CHUNK_BYTES) if is_known else b"")
+            chunk = self._keep(number, self._read(number) if is_known else b"")
         return chunk
+
+    def _read(self, number: int) -> bytes:
+        try:
+            return self._table.read(number * CHUNK_BYTES, CHUNK_BYTES)
+        except OSError as error:
+            self._give_up(error)  # the maps have it: for who opens the volume next
+            raise
 
     def _get_now(self, number: int) -> Chunk | None:
         """None: it would have to be waited for."""

@@ -14,7 +14,7 @@ import pytest
 
 from shm_server.abi import control
 from shm_server.runtime import Job
-from shm_server.stores import DelayRule
+from shm_server.stores import DelayRule, layer, maplog
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
@@ -163,6 +163,36 @@ def test_a_full_disk_tears_nothing(pool: Pool, volume: Volume, monkeypatch: pyte
         assert pool.read(volume, 0, PAGE) == b"a" * PAGE
     pool.write(volume, 0, b"b" * 512, is_durable=True)
     assert pool.read(volume, 0, 1024) == b"b" * 512 + b"a" * 512
+
+
+@pytest.mark.parametrize("what", ["record", "owner", "page below"])
+def test_an_atomic_write_fails_before_its_redo_record(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Where a claim would find no room, or an edge can't be completed: the volume has not failed, and opens again."""
+    pool.write(volume, 0, b"a" * PAGE)
+    snapshot(pool, "s")
+    pool.run(volume.write_atomic(b"z" * PAGE, 8 * PAGE))
+
+    def fail(number: int) -> None:
+        raise OSError(number, "as the test wants it")
+
+    store = volume.store
+    assert isinstance(store, LayeredStore)
+    with monkeypatch.context() as patch:
+        if what == "record":
+            patch.setattr(store._log, "_room", 0)
+            patch.setattr(maplog.linux, "fallocate", lambda _fd, mode, at, length: fail(errno.ENOSPC) if at else None)
+        elif what == "owner":
+            patch.setattr(store._owners, "make_room", lambda first, count: fail(errno.ENOSPC))
+        else:
+            patch.setattr(store, "_read_piece", lambda owner, views, at: fail(errno.EIO))
+        with raises(errno.EIO if what == "page below" else errno.ENOSPC):
+            pool.run(volume.write_atomic(b"b" * 512, 512))
+    assert not volume.failure
+    assert pool.read(volume, 0, PAGE) == b"a" * PAGE
+    pool.run(volume.write_atomic(b"b" * 512, 512))
+    assert pool.read(volume, 0, PAGE) == b"a" * 512 + b"b" * 512 + b"a" * (PAGE - 1024)
 
 
 def test_the_map_in_memory_is_bounded(tmp_path: Path) -> None:
@@ -421,6 +451,25 @@ def test_a_snapshot_that_fails_half_way_costs_nothing(
             layer.throw_away()  # nothing is read from files that are gone
         assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
         assert pool.read(volume, 2 * SIZE - PAGE, PAGE) == b"c" * PAGE
+
+
+def test_a_layer_that_can_not_be_opened_is_not_written(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a store is of the new layer where its file can't be had: what is written goes where it is found."""
+
+    def none_left(*_: object, **_more: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor is left")
+
+    with pool.volume("demo") as volume:
+        pool.write(volume, 0, b"a" * PAGE)
+        snapshot(pool, "first")
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "open_data", none_left)
+            with raises(errno.EMFILE):
+                snapshot(pool, "second")
+        pool.write(volume, 0, b"b" * 2 * PAGE)
+        assert pool.read(volume, 0, 3 * PAGE) == b"b" * 2 * PAGE + bytes(PAGE)
+    with pool.volume("demo") as volume:  # opened anew
+        assert pool.read(volume, 0, 3 * PAGE) == b"b" * 2 * PAGE + bytes(PAGE)
 
 
 def test_a_newer_map_is_refused(pool: Pool) -> None:

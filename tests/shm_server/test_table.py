@@ -274,3 +274,26 @@ def test_only_so_many_layers_are_looked_at(pool: Pool, monkeypatch: pytest.Monke
     monkeypatch.setattr(layer, "open_log", lambda file, where: opened.append(file.number) or open_log(file, where))
     content(pool)
     assert len(set(opened)) == 1
+
+
+@pytest.mark.parametrize("call", ["read", "use"])
+def test_a_table_that_can_not_be_read_is_made_anew(pool: Pool, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Where the medium has lost it the maps still have it all: at once, or for who opens the volume next."""
+    live(pool)
+    expected = content(pool)
+
+    def lost(*_: object) -> None:
+        raise OSError(errno.EIO, "the medium")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, call, lost)
+        patch.setattr(Table, "read_now", lambda *_: None)
+        if call == "use":
+            assert content(pool) == expected
+        else:
+            with pytest.raises(OSError, match="the medium"):
+                content(pool)
+            pool.settle()
+    patched = Reads(monkeypatch)
+    assert content(pool) == expected
+    assert (patched.take() > 0) is (call == "read")
