@@ -160,13 +160,13 @@ class Life:
 
     def snapshot_beside_writes(self, name: str, snapshot: str) -> None:
         """What is written while it is made is in it up to some write, and not behind that (CONTRACTS 10)."""
+        volume = self.handle(name).volume
         kernel, disk = self.kernel, self.disk
         new = _volume(name, lambda each: each.kept(snapshot))
         self.kernel, self.disk = kernel + _each(kernel, new), disk + _each(disk, new)
         self._expect()
         is_over: list[BaseException | None] = []
         making = self.pool.snapshots.create(name, snapshot)
-        volume = self.handle(name).volume
         Job(making, lambda _, error: is_over.append(error)).start()
         while not is_over:
             if self.choose.random() < 0.4:
