@@ -35,7 +35,7 @@ until told over; do
         say "done $number,"
         number=$((number + 1))
     else
-        read -t 0.03 -u 9 || true
+        read -t 0.2 -u 9 || true
     fi
 done
 """
