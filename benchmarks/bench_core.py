@@ -74,6 +74,8 @@ class Volumes:
     def get_record(self, name: str, record: str, callback: Callable[[Any], None]) -> None:
         self._openings.append(lambda: callback(control.Record(0, record, 0, b"")))
 
+    def stat_pool(self, callback: Callable[[Any], None]) -> None: ...
+
     def serve(self) -> None:
         """The volume server's turn."""
         openings, self._openings = self._openings, []
