@@ -18,6 +18,7 @@ _MODIFY = 0x02
 _OVERFLOW = 0x4000
 _EVENT = struct.Struct("=iIII")  # watch, mask, cookie, bytes of the name behind it
 _BUFFER_BYTES = 1 << 16
+_MAX_READS = 64  # for one look; where there is still more it may be any file
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
@@ -52,9 +53,19 @@ class Watch:
         """Call ``modified`` for what was written since."""
         if not self._poll(0):  # half of what FIONREAD costs
             return
-        events = os.read(self._fd, _BUFFER_BYTES)
-        at = 0
         modified: set[int | None] = set()
+        for _ in range(_MAX_READS):
+            events = os.read(self._fd, _BUFFER_BYTES)
+            self._collect(events, modified)
+            if not self._poll(0):
+                break
+        else:
+            modified.add(None)
+        for each in modified:
+            self._modified(each)
+
+    def _collect(self, events: bytes, modified: set[int | None]) -> None:
+        at = 0
         while at < len(events):
             watch, mask, _, length = _EVENT.unpack_from(events, at)
             at += _EVENT.size + length
@@ -62,8 +73,6 @@ class Watch:
                 modified.add(None)
             elif mask & _MODIFY:
                 modified.add(watch)
-        for each in modified:
-            self._modified(each)
 
     def __del__(self) -> None:
         self.close()
