@@ -175,6 +175,7 @@ class Promoter:
                     await self._runtime.pause
             except OSError as problem:
                 log.error("volume %s: what was copied keeps its space: %s", name, problem.strerror or problem)
+            manager.on_sealed(promotion.layer)  # which has lost checksums
         self._tell(promotion.uuid)
         if state is not None:
             state.end(error)

@@ -119,6 +119,8 @@ class Scrubber:
                     await self._runtime.pause
                 if self._checking:
                     return
+            if not await self._call(lambda: checks.is_complete(file)):
+                return  # a merge into it, or a promotion, has begun: which says when that is over
         self._complete.add(file.number)
 
     async def _sealed(self, numbers: set[int] | None = None) -> list[LayerFile]:

@@ -345,6 +345,8 @@ class Snapshots:
             steps = self._stores.merge(merge.upper, merge.lower)
             while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
                 if manager.is_awaited(name):
+                    await Call(self._runtime, self._merge_lane, steps.close)
+                    manager.on_sealed(merge.lower.number)  # which has lost checksums
                     return
                 await self._runtime.pause
             files = manager.record(name).files
@@ -370,12 +372,14 @@ class Snapshots:
 
     async def _merge(self, merge: Merge) -> None:
         steps = self._stores.merge(merge.upper, merge.lower)
-        while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
-            await self._runtime.pause
+        try:
+            while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+                await self._runtime.pause
+        finally:
+            self._manager.on_sealed(merge.lower.number)  # whose checksums are others, even where it came to nothing
         if not await self._manager.on_thread(lambda: self._lineage.merged(merge)):
             return
         log.info("layer %d is merged into layer %d", merge.upper.number, merge.lower.number)
-        self._manager.on_sealed(merge.lower.number)
         for volume in self._manager.open_volumes():
             self._stores.merged(volume.store, merge.upper.number)
         for layers in list(self._manager.layers.values()):  # a clone comes from a thread

@@ -246,7 +246,7 @@ class Stores(Protocol):
         """All below its top is durable, and the caller has noted that."""
         ...
 
-    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Generator[None, None, None]:
         """Copy what the upper has into the lower, in steps; durable at the end. Nobody may see the lower directly."""
         ...
 
@@ -318,7 +318,7 @@ class WithoutLayers:
     def seal(self, store: Store) -> None:
         raise no_layers()
 
-    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Generator[None, None, None]:
         raise no_layers()
 
     def merged(self, store: Store, upper: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from shm_server.stores.base import Chain, LayerFile, Store, Stores, Views
@@ -183,7 +183,7 @@ class DelayStores:
     def seal(self, store: Store) -> None:
         self._stores.seal(store.inner if isinstance(store, DelayStore) else store)
 
-    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Generator[None, None, None]:
         return self._stores.merge(upper, lower)
 
     def merged(self, store: Store, upper: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
@@ -185,7 +185,7 @@ class FileStores:
         assert isinstance(store, LayeredStore)
         store.seal()
 
-    def merge(self, upper: LayerFile, lower: LayerFile) -> Iterator[None]:
+    def merge(self, upper: LayerFile, lower: LayerFile) -> Generator[None, None, None]:
         return self._changing(lower, merge(upper, lower, self._checks, self._ends))
 
     def merged(self, store: Store, upper: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shm_server.scrubbing import BAD_PAGE, DAMAGED_BLOCK, DAMAGED_HEADER, LOST_CHECKSUM
+from shm_server.stores import merging
 from shm_server.stores.base import BadPageError
 from shm_server.stores.checked import CheckedReader
 from shm_server.stores.checksums import SECTOR_BYTES
@@ -369,6 +370,26 @@ def test_a_merge_takes_checksums_along_and_blesses_nothing(pool: Pool, volume: V
     corrupt(base(pool), 3 * PAGE)
     assert pool.check("demo").problems == 0
     assert pool.check("demo").pages == PAGES - 1
+
+
+def test_a_merge_that_fails_leaves_checksums_to_be_made(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it took away is made anew by the background, not only when somebody starts the server or a check."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    pool.write(volume, 0, content(1) * 40)
+    snapshot(pool, "new")
+    monkeypatch.setattr(merging, "_check_room", full)
+    pool.run(pool.snapshots.remove("demo", "old"))
+    pool.settle()
+    checks = pool.stores.layer_checks
+    assert checks is not None
+    sealed = pool.manager.lineage.sealed()
+    assert len(sealed) == 2
+    assert all(checks.is_complete(file) for file in sealed)
 
 
 def test_reading_goes_on_through_a_merge(pool: Pool, volume: Volume) -> None:
