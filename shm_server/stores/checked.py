@@ -116,6 +116,8 @@ class Checks:
         with self._lock:
             if users := self._users.get(number):
                 users.discard(verified)
+            for reader in self._readers.get(number, ()):
+                reader.leave(verified, self.verified())
             self._let_go(number)
 
     def _let_go(self, number: int) -> None:
@@ -235,6 +237,14 @@ class CheckedReader:
         self._verifier.can_remember = checks.use(file, verified, self) and data.can_read_now
         checks.settle(file.number, self)
 
+    def leave(self, verified: Verified, own: Verified) -> None:
+        """The store of ``verified`` has these pages elsewhere now: who is still reading here notes nothing there."""
+        verifier = self._verifier
+        if verifier.verified is verified:
+            verifier.can_remember = False
+            verifier.verified, verifier.chunks = own, own.chunks
+            self.settle(is_whole=False)
+
     def settle(self, *, is_whole: bool) -> None:
         """How reads go from now on. What is memory leaves no cache."""
         verifier = self._verifier
@@ -251,8 +261,8 @@ class _Verifier:
         self._is_memory = data.is_memory
         self._file = file
         self._checks = checks
-        self._verified = verified
-        self._chunks = verified.chunks
+        self.verified = verified
+        self.chunks = verified.chunks
         self._sums = checks.sums(file)
 
     def read_now(self, views: Views, offset: int) -> int:
@@ -260,13 +270,13 @@ class _Verifier:
         first = offset >> _PAGE_SHIFT
         last = (offset + length - 1) >> _PAGE_SHIFT
         if first == last:  # in a line what Verified.has() says in a call
-            chunk = self._chunks.get(first >> CHUNK_SHIFT)
+            chunk = self.chunks.get(first >> CHUNK_SHIFT)
             if chunk is None or not chunk.bits[(first >> 3) & _CHUNK_BYTE_MASK] >> (first & 7) & 1:
                 if not self._verify_now(first, 1):
                     return 0
             else:
                 chunk.was_used = True
-        elif not self._verified.has(first, last) and not self._verify_range_now(first, last):
+        elif not self.verified.has(first, last) and not self._verify_range_now(first, last):
             return 0
         return self.data.read_now(views, offset) if self._is_memory else self.read_cached(views, offset)
 
@@ -286,7 +296,7 @@ class _Verifier:
 
     def _verify_now(self, first: int, count: int) -> bool:
         """False: not at once. Raises BadPageError."""
-        epoch = self._verified.epoch
+        epoch = self.verified.epoch
         sums = self._sums.entries_now(first, count)
         if sums is None:
             return False
@@ -316,7 +326,7 @@ class _Verifier:
         done = 0
         for _ in range(MAX_TRIES if self.data.can_read_now else 0):
             is_whole = self.can_remember and self._checks.is_whole(self._file.number)
-            if is_whole or self._verified.has(first, first + count - 1) or self._verify(first, count):
+            if is_whole or self.verified.has(first, first + count - 1) or self._verify(first, count):
                 done += self.data.read_now(views_after(views, done), offset + done)
                 if done == length:
                     return
@@ -327,7 +337,7 @@ class _Verifier:
 
     def _verify(self, first: int, count: int) -> bool:
         """Whatever has to be read for it. Raises BadPageError."""
-        epoch = self._verified.epoch
+        epoch = self.verified.epoch
         sums = self._sums.entries(first, count)
         if any(sums):
             buffer = _buffers.step[: count * PAGE_BYTES]
@@ -346,11 +356,11 @@ class _Verifier:
         """The epoch behind that."""
         start = max(0, first - READ_AHEAD_PAGES)
         self._checks.forget(self._file.number, start, first + count + READ_AHEAD_PAGES - start)
-        return self._verified.epoch
+        return self.verified.epoch
 
     def _remember(self, first: int, count: int, epoch: int) -> None:
         if self.can_remember:
-            self._verified.add(first, count, epoch)
+            self.verified.add(first, count, epoch)
 
     def _compare(self, first: int, sums: array[int], data: memoryview) -> None:
         found = sums_of(data)

@@ -155,6 +155,7 @@ class Layer:
         checks, verified = self.checking
         checks.leave(self.file, verified)
         verified.forget()  # its pages are the lower one's now
+        self.checking = Checking(checks, checks.verified())  # of who comes to it all the same, a moment too late
         self.was_used = False  # so that it is the next to go from the files that are open
         self.throw_away()
 

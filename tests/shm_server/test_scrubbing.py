@@ -392,6 +392,27 @@ def test_a_merge_that_fails_leaves_checksums_to_be_made(
     assert all(checks.is_complete(file) for file in sealed)
 
 
+def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(pool: Pool, volume: Volume) -> None:
+    """A thread that was about to read a layer when it was merged, or came a moment later: what it has verified is no
+    page of the layer below."""
+    pool.write(volume, 0, content(1))
+    snapshot(pool, "new")
+    store = volume.store
+    assert isinstance(store, LayeredStore)
+    upper = store.stack.all_layers()[1]
+    verified, buffer = upper.checking.verified, memoryview(bytearray(PAGE))
+    late = upper.reader
+    pool.run(pool.snapshots.remove("demo", "old"))
+    while upper in store.stack.all_layers():
+        pool.turn()
+    late.read((buffer,), 0)
+    if (pool.directory / "volumes" / upper.file.name).exists():
+        upper.reader.read((buffer,), 0)
+    assert buffer == content(1)
+    assert not verified.has(0, 0)
+    pool.settle()
+
+
 def test_reading_goes_on_through_a_merge(pool: Pool, volume: Volume) -> None:
     """What the upper had is read from the lower, verified, from the commit on."""
     pool.write(volume, 100 * PAGE, b"".join(content(page, 1) for page in range(100, 400)))
