@@ -180,19 +180,6 @@ def _export(rule: Export, path: Path) -> ExportRule:
     return ExportRule(rule.volume, socket_path, rule.read_only)
 
 
-def write_default(path: str | Path, pool_directory: str | Path) -> None:
-    """A vpool.json to start with, attaching switched on. FileExistsError where ``path`` exists: it is never changed."""
-    vpool = VPool(
-        filesystem=Filesystem(fs_enable_shm_interface=True),
-        backend_connection_manager=BackendConnectionManager(local_connection_path=str(Path(pool_directory).absolute())),
-    )
-    data = msgspec.to_builtins(vpool)
-    del data["shm_server"]  # ours, and for tests: no need to show it
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.write("\n")
-
-
 def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     data = dict(pairs)
     if len(data) < len(pairs):

@@ -9,8 +9,6 @@ from __future__ import annotations
 from iscsi_ovs.images import qcow2
 from iscsi_ovs.images.image import ImageError
 
-FORMATS = ("raw", "qcow2")
-
 # What other files begin with, at an offset.
 _OTHERS = (
     (0, b"QED\0", "a QED image"),

@@ -90,11 +90,6 @@ class Login:
         """The stage that the next request must name as its current one."""
         return self._stage
 
-    @property
-    def parameters_so_far(self) -> Parameters | None:
-        """What is known: names, session type, ISID from the first complete text on; None before."""
-        return self._parameters() if self._identity is not None else None
-
     def receive(self, request: pdu.LoginRequest, data: bytes | memoryview) -> Step:
         """Take one Login Request with its data segment. Raises errors.LoginError; the login is over then."""
         assert not self._is_finished, "the login phase is over"

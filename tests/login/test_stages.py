@@ -100,19 +100,6 @@ def test_the_outcome_names_the_nexus() -> None:
     assert not finished.is_discovery
 
 
-def test_parameters_so_far() -> None:
-    """Known from the first complete text on, not before."""
-    side = login.Login(1)
-    assert side.parameters_so_far is None
-    whole = text.join(IDENTITY)
-    send(side, CONTINUE, whole[:9])
-    assert side.parameters_so_far is None
-    send(side, 0, whole[9:])
-    assert side.parameters_so_far is not None
-    assert side.parameters_so_far.initiator_name == INITIATOR
-    assert side.parameters_so_far.target_name == TARGET
-
-
 @pytest.mark.parametrize(
     ("pairs", "status"),
     [

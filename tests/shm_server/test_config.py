@@ -95,15 +95,3 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The error says which file."""
     with pytest.raises(config.ConfigError, match=r"nowhere\.json"):
         config.load(tmp_path / "nowhere.json")
-
-
-def test_the_default_file_enables_attaching_and_is_never_overwritten(tmp_path: Path) -> None:
-    """write_default writes what load reads, with fs_enable_shm_interface true; a file that exists is left alone."""
-    path = tmp_path / "vpool.json"
-    config.write_default(path, tmp_path / "pool")
-    settings = config.load(path)
-    assert settings.is_shm_enabled
-    assert settings.pool == tmp_path / "pool"
-    with pytest.raises(FileExistsError):
-        config.write_default(path, tmp_path / "other")
-    assert config.load(path).pool == tmp_path / "pool"
