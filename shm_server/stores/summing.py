@@ -98,6 +98,8 @@ def _hold_against(
     file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int, found: Findings
 ) -> None:
     sums = checks.sums(file)
+    merges = sums.merges
+    is_merged = sums.is_being_merged
     entries = sums.entries(first, count)
     if first >= sums.covered and not any(entries):
         return
@@ -110,8 +112,8 @@ def _hold_against(
     for page in bad_pages(settled, made):
         checks.complain(file, first + page)
         found.bad.append(first + page)
-    if sums.is_being_merged or NONE not in again:
-        return
+    if is_merged or sums.is_being_merged or sums.merges != merges or NONE not in again:
+        return  # what a merge took away it puts there again; it may be over since
     for page, (entry, now) in enumerate(zip(again, made, strict=True)):
         is_lost = entry == NONE and now != ZERO_SUM and first + page < sums.covered
         if is_lost and (first + page) // BLOCK_PAGES not in sums.damaged_blocks:

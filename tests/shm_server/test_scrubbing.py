@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 
 from shm_server.scrubbing import BAD_PAGE, DAMAGED_BLOCK, DAMAGED_HEADER, LOST_CHECKSUM
 from shm_server.stores import merging
-from shm_server.stores.base import BadPageError
+from shm_server.stores.base import BadPageError, Findings
 from shm_server.stores.checked import CheckedReader
-from shm_server.stores.checksums import SECTOR_BYTES
+from shm_server.stores.checksums import SECTOR_BYTES, SumsFile
 from shm_server.stores.file import FileStores
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
@@ -411,6 +412,35 @@ def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(pool: P
     assert buffer == content(1)
     assert not verified.has(0, 0)
     pool.settle()
+
+
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_a_merge_that_ends_while_a_check_looks_has_lost_nothing(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch, is_under_way: bool
+) -> None:
+    """It takes checksums away, and has put others there: whoever saw none in between tells of no loss."""
+    assert isinstance(pool.stores, FileStores)
+    sums = pool.stores._checks.sums(pool.manager.lineage.sealed()[0])
+    entries, asked = SumsFile.entries, [0]
+    if is_under_way:
+        sums.begin_merge()
+
+    def merged_meanwhile(self: SumsFile, first: int, count: int) -> array[int]:
+        asked[0] += 1
+        if asked[0] != 2:
+            return entries(self, first, count)
+        if not is_under_way:
+            sums.begin_merge()
+        sums.is_being_merged = False
+        return array("I", bytes(4 * count))
+
+    monkeypatch.setattr(SumsFile, "entries", merged_meanwhile)
+    found = Findings()
+    assert pool.stores.layer_checks is not None
+    for _ in pool.stores.layer_checks.scrub(pool.manager.lineage.sealed()[0], found):
+        pass
+    assert asked[0] > 2
+    assert found.is_clean
 
 
 def test_reading_goes_on_through_a_merge(pool: Pool, volume: Volume) -> None:
