@@ -165,20 +165,24 @@ class Promoter:
         """It is not to be: what was copied is given back. One that is asked for meanwhile is another."""
         manager, name = self._manager, self._name(promotion.uuid)
         state = self._states.pop(promotion.uuid, None)
-        was_there = await manager.on_thread(lambda: self._promotions.end(promotion.uuid))
-        if was_there and name:
-            log.error("volume %s was not promoted: %s", name, error.strerror or error)
-            try:
-                chain = _up_to(await self._chain(promotion.uuid), promotion.layer)
-                steps = self._stores.give_up(chain)
-                while await self._step(steps) is not None:
-                    await self._runtime.pause
-            except OSError as problem:
-                log.error("volume %s: what was copied keeps its space: %s", name, problem.strerror or problem)
-            manager.on_sealed(promotion.layer)  # which has lost checksums
+        try:
+            if await manager.on_thread(lambda: self._promotions.end(promotion.uuid)) and name:
+                log.error("volume %s was not promoted: %s", name, error.strerror or error)
+                await self._give_up(promotion)
+        except OSError as problem:
+            log.error("volume %s: what was copied keeps its space: %s", name, problem.strerror or problem)
         self._tell(promotion.uuid)
         if state is not None:
             state.end(error)
+
+    async def _give_up(self, promotion: Promotion) -> None:
+        chain = _up_to(await self._chain(promotion.uuid), promotion.layer)
+        steps = self._stores.give_up(chain)
+        try:
+            while await self._step(steps) is not None:
+                await self._runtime.pause
+        finally:
+            self._manager.on_sealed(promotion.layer)  # which has lost checksums
 
     def _step(self, steps: Generator[tuple[int, bool], None, None]) -> Call:
         return Call(self._runtime, self._lane, lambda: next(steps, None))

@@ -284,12 +284,15 @@ class Snapshots:
                 self._must_look = False
                 self._nameless.update(await manager.on_thread(lineage.all_mergeable))
                 await self._settle()
-            await manager.on_thread(self._remove_garbage)
+            await self._collect_garbage()
             for lower in sorted(self._nameless):  # the oldest first: or what was merged once would be merged again
                 await self._merge_into(lower)
             for name, merge in await manager.on_thread(lineage.collapsible):
-                await self._collapse(name, merge)
-            await manager.on_thread(self._remove_garbage)
+                try:
+                    await self._collapse(name, merge)
+                except OSError as error:
+                    self._try_later(merge, error)  # and the others, and promotions, have their turn
+            await self._collect_garbage()
             await self.after_merges(lambda: self._must_tidy)
 
     async def _settle(self) -> None:
@@ -386,6 +389,12 @@ class Snapshots:
             layers.pop(merge.upper.number, None)
         self._retry_s = FIRST_RETRY_S
         await self._manager.on_thread(lambda: self._remove([merge.upper]))
+
+    async def _collect_garbage(self) -> None:
+        try:
+            await self._manager.on_thread(self._remove_garbage)
+        except OSError as error:
+            log.error("files of layers that nobody needs are left for now: %s", error)
 
     def _remove_garbage(self) -> None:
         if garbage := self._lineage.garbage():

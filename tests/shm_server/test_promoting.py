@@ -310,3 +310,21 @@ def test_differences_are_found_behind_it(pool: Pool) -> None:
         changes = Changes(volume.store, reader.volume.store, lambda: 0.0)
         assert changes.find(0, SIZE, 9) == ([(5 * PAGE, PAGE, True)], SIZE)
         pool.let_go(reader)
+
+
+def test_others_that_fail_do_not_stop_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume that can't be made plain again, and files that can't be removed, are tried again later."""
+    pool.settle()
+    pool.run(pool.manager.create("other", SIZE))
+
+    def lost(*_: object) -> None:
+        raise OSError(errno.EIO, "the medium")
+
+    monkeypatch.setattr(pool.stores, "adopt", lost)
+    monkeypatch.setattr(pool.stores, "remove_layers", lost)
+    pool.run(pool.snapshots.create("other", "s"))
+    pool.run(pool.snapshots.remove("other", "s"))
+    assert len(pool.manager.layers["other"]) >= 1
+    pool.run(promote(pool, "clone"))
+    assert stands_alone(pool, "clone")
+    pool.settle()
