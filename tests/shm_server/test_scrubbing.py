@@ -393,7 +393,9 @@ def test_a_merge_that_fails_leaves_checksums_to_be_made(
     assert all(checks.is_complete(file) for file in sealed)
 
 
-def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(pool: Pool, volume: Volume) -> None:
+def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thread that was about to read a layer when it was merged, or came a moment later: what it has verified is no
     page of the layer below."""
     pool.write(volume, 0, content(1))
@@ -403,12 +405,12 @@ def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(pool: P
     upper = store.stack.all_layers()[1]
     verified, buffer = upper.checking.verified, memoryview(bytearray(PAGE))
     late = upper.reader
+    monkeypatch.setattr(pool.stores, "remove_layers", lambda layers: None)  # the file stays for who comes late
     pool.run(pool.snapshots.remove("demo", "old"))
     while upper in store.stack.all_layers():
         pool.turn()
     late.read((buffer,), 0)
-    if (pool.directory / "volumes" / upper.file.name).exists():
-        upper.reader.read((buffer,), 0)
+    upper.reader.read((buffer,), 0)
     assert buffer == content(1)
     assert not verified.has(0, 0)
     pool.settle()
