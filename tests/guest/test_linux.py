@@ -102,7 +102,6 @@ def test_file_system(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> 
         assert serve.stop() == 0
 
 
-KILLS = 5
 APART_S = 15.5  # `serve` gives up after five deaths in a minute: these are just slower
 
 # Files are written over and over, 16 KiB at a time and each durable, until the test has killed enough. What is written
@@ -137,17 +136,26 @@ logout {IQN}
 """
 
 
-def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path, tmp_path: Path) -> None:
-    """The volume server dies five times under fsynced writes, twice the target with it, while snapshots come and go: no
-    I/O error reaches the file system, no byte is lost."""
+@pytest.mark.parametrize(
+    ("kills", "apart_s"),
+    [
+        pytest.param(4, 0.0, id="one behind the other"),
+        pytest.param(10, APART_S, id="for minutes", marks=[pytest.mark.soak, pytest.mark.timeout(600)]),
+    ],
+)
+def test_server_killed_while_linux_writes(
+    network: GuestNetwork, short_dir: Path, tmp_path: Path, kills: int, apart_s: float
+) -> None:
+    """The volume server dies again and again under fsynced writes, every second time with the target, while snapshots
+    come and go: no I/O error reaches the file system, no byte is lost."""
     with serve_in(network, short_dir, "64M") as serve:
         guest = Guest(network, tmp_path)
         guest.start(WRITES)
         try:
             guest.wait_for("guest: round ", 60.0, times=3)
-            for kill in range(KILLS):
-                if kill:
-                    guest.wait_quietly(APART_S)
+            for kill in range(kills):
+                if kill and apart_s:
+                    guest.wait_quietly(apart_s)
                 with shm_client.Context(state_dir=serve.state_dir) as context:
                     context.create_snapshot("disk", f"s{kill}")
                     if kill:
@@ -157,6 +165,7 @@ def test_server_killed_while_linux_writes(network: GuestNetwork, short_dir: Path
                     serve.kill_target()
                 serve.wait_new_server(killed)
                 guest.wait_for_another("guest: round ", 30.0)
+            guest.wait_for("guest: round ", 60.0, times=20)  # one for each file, at least
             guest.tell("enough")
             result = guest.finish(60.0)
         finally:
