@@ -217,6 +217,9 @@ class BlockDevice:
     def _check(self, offset: int, length: int) -> None:
         if length % SECTOR_BYTES:
             raise OSError(errno.EINVAL, f"{length} bytes are no whole sectors")
+        # "Drivers MUST NOT add a descriptor chain longer than 2^32 bytes in total": how many were written is 32 bits.
+        if length >= 1 << 32:
+            raise OSError(errno.EINVAL, f"{length} bytes in one request")
         self._volume.check_range(offset, length)
 
     async def _move(self, request: _Request, kind: int, pieces: list[Piece]) -> None:

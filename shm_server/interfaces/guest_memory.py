@@ -44,7 +44,7 @@ class Region:
         self.guest_end = self.guest_start + self.size
         self.fd = fd
         self._is_huge = linux.filesystem_magic(fd) == _HUGETLBFS_MAGIC
-        self.can_load = not self._is_huge and _is_sealed(fd) and not _is_overcommit_strict()
+        self.can_load = not self._is_huge and is_sealed(fd) and not _is_overcommit_strict()
         page = os.fstat(fd).st_blksize if self._is_huge else mmap.ALLOCATIONGRANULARITY
         begin, length = whole_pages(place.file_offset, place.size_bytes, page)
         self._shift = place.file_offset - begin
@@ -212,11 +212,11 @@ def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
         raise ProtocolError(
             f"guest memory of {place.size_bytes} bytes at {place.file_offset} in a file of {found.st_size}"
         )
-    if not trusts_unsealed and not _is_sealed(fd):
+    if not trusts_unsealed and not is_sealed(fd):
         raise ProtocolError("guest memory of another user must be sealed against shrinking (memory-backend-memfd is)")
 
 
-def _is_sealed(fd: int) -> bool:
+def is_sealed(fd: int) -> bool:
     """Against shrinking: only memfds can be."""
     try:
         return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)

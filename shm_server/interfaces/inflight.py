@@ -1,7 +1,7 @@
 """What is under way on a ring, in memory that outlives us: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD.
 
-The front end keeps the memory (a memfd of ours, sealed, so that a load here is no SIGBUS) and hands it to the next
-server after our death. There every request that was taken and not shown as used is found again, in the order in which
+The front end keeps the memory (a memfd of ours, sealed, so that a load here is no SIGBUS; huge pages are none of ours,
+and a hole in them would be one) and hands it to the next server after our death. There every request that was taken and not shown as used is found again, in the order in which
 they were taken, and done once more. The layout is that of "Inflight I/O tracking", and so is the order of the steps:
 what is used is chained as a batch before the used index changes, which one change does, and let go after it. Here are
 the memory and the part of a split ring; packed_inflight.py has that of a packed one.
@@ -15,7 +15,9 @@ import os
 import struct
 from collections.abc import Sequence
 
+from shm_server.interfaces.guest_memory import is_sealed
 from shm_server.interfaces.messages import ProtocolError
+from shm_server.stores import linux
 
 PAYLOAD = struct.Struct("<QQHH")  # size of the mapping, its offset, rings, entries of each
 _HEAD = struct.Struct("<QHHHH")  # features, version, entries, last_batch_head, used_idx
@@ -51,19 +53,18 @@ class Inflight:
         part = ring_bytes(entries, is_packed=is_packed)
         if offset or not rings or not entries or size < rings * part or os.fstat(fd).st_size < size:
             raise ProtocolError(f"memory for {rings} rings in flight of {size} bytes at {offset}")
-        try:
-            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-        except OSError:
-            sealed = 0
-        if not sealed:
+        if linux.filesystem_magic(fd) != linux.TMPFS_MAGIC or not is_sealed(fd):
             raise ProtocolError("memory for what is in flight that is not the sealed one we gave")
         self.entries = entries
+        self.is_packed = is_packed
         self._rings = rings
         self._part_bytes = part
         self._mapping = mmap.mmap(fd, size)
 
-    def part(self, index: int) -> memoryview | None:
-        """What belongs to a ring; None: there is nothing for it."""
+    def part(self, index: int, *, is_packed: bool = False) -> memoryview | None:
+        """What belongs to a ring of either kind; None: there is nothing for it."""
+        if is_packed != self.is_packed:
+            raise ProtocolError("memory for what is in flight on the other kind of ring")
         if index >= self._rings:
             return None
         return memoryview(self._mapping)[index * self._part_bytes : (index + 1) * self._part_bytes]
@@ -94,7 +95,7 @@ class RingInflight:
             if view[self._at(head)]
         ]
         found.sort()
-        self._counter = found[-1][0] + 1 if found else 0
+        self._counter = (found[-1][0] + 1) & 0xFFFF_FFFF_FFFF_FFFF if found else 0
         return [head for _, head in found]
 
     def take(self, heads: Sequence[int]) -> None:

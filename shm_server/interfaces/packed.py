@@ -78,7 +78,7 @@ class PackedRing(Ring):
             self._is_doubtful = False
 
     def keep_track(self, inflight: Inflight) -> None:
-        part = inflight.part(self.queue.index)
+        part = inflight.part(self.queue.index, is_packed=True)
         if part is None:
             return
         if inflight.entries < self.entries:

@@ -81,15 +81,21 @@ class PackedInflight:
             if self._view[self._at(entry)]
         ]
         found.sort()
-        self._counter = found[-1][0] + 1 if found else 0
-        again = [(entry, self._descriptors(entry)) for _, entry in found]
-        if sum(len(descriptors) for _, descriptors in again) > self._entries:
-            raise ProtocolError("more descriptors in flight than there are in the ring")
+        self._counter = (found[-1][0] + 1) & 0xFFFF_FFFF_FFFF_FFFF if found else 0
+        again: list[tuple[int, list[Descriptor]]] = []
+        left = self._entries
+        for _, entry in found:
+            descriptors = self._descriptors(entry, left)
+            left -= len(descriptors)
+            again.append((entry, descriptors))
         return again
 
-    def _descriptors(self, entry: int) -> list[Descriptor]:
+    def _descriptors(self, entry: int, most: int) -> list[Descriptor]:
         found: list[Descriptor] = []
-        for _ in range(self._get(entry, _COUNT)):
+        count = self._get(entry, _COUNT)
+        if count > most:  # before they are looked at: a list may loop
+            raise ProtocolError("more descriptors in flight than there are in the ring")
+        for _ in range(count):
             self._check(entry)
             buffer_id, flags, length, address = _DESCRIPTOR.unpack_from(self._view, self._at(entry) + _DESCRIPTOR_AT)
             found.append((address, length, buffer_id, flags))

@@ -21,6 +21,7 @@ from tests.shm_server.vhost_front_end import (
     IN,
     INDIRECT_FLAG,
     INDIRECT_TABLE,
+    IO_ERROR,
     MEMORY_BYTES,
     NEXT,
     OK,
@@ -132,6 +133,21 @@ def test_rings_that_lie(machines: Machines, is_sealed: bool) -> None:
         machines.others_go_on()
     with machines.bad() as guest:
         assert guest.request(IN, read_bytes=512)[0] == OK
+
+
+def test_a_request_of_more_than_32_bits(machines: Machines) -> None:
+    """Memory that is named a thousand times is more bytes than a used length can say: that request fails, no more."""
+    machines.context.create_volume("large", 16 << 30)
+    machines.context.export_volume("large", machines.bad_path.with_name("large.sock"))
+    with FrontEnd(machines.bad_path.with_name("large.sock")).setup() as guest:
+        guest.chain([(0x20000, 16, False)] + [(0, MEMORY_BYTES, True)] * 62)
+        guest.describe(62, GUEST_BASE, MEMORY_BYTES, WRITE | NEXT, 63)
+        guest.describe(63, GUEST_BASE + INDIRECT_TABLE, 16 * 1024, INDIRECT_FLAG)
+        guest.chain([(0, MEMORY_BYTES, True)] * 1023 + [(0x21000, 1, True)], table=INDIRECT_TABLE)
+        guest.offer(0)
+        assert guest.await_used() == [(0, 1)]
+        assert guest.memory[0x21000] == IO_ERROR
+    machines.others_go_on()
 
 
 # Messages -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -319,3 +320,32 @@ def test_scribbles(guest: PackedGuest, noted: int, field: int) -> None:
     guest.restart()
     with pytest.raises(ProtocolError):
         guest.track(noted)
+
+
+def test_lists_that_loop(guest: PackedGuest, noted: int) -> None:
+    """A list of more descriptors than the ring has is not followed: each of its entries may say 65535 of them."""
+    guest.track(noted)
+    for entry in range(ENTRIES):
+        os.pwrite(noted, struct.pack("<BxHHHQ", 1, entry, entry, 0xFFFF, entry), 32 + 32 * entry)
+    os.pwrite(noted, struct.pack("<HH", ENTRIES, ENTRIES), 12)
+    guest.restart()
+    with pytest.raises(ProtocolError, match="more descriptors in flight"):
+        guest.track(noted)
+
+
+def test_a_counter_at_its_end(guest: PackedGuest, noted: int) -> None:
+    """What a front end wrote there is no number that can't be counted on from."""
+    guest.track(noted)
+    guest.offer(0, 1)
+    guest.ring.take(guest.memory, 1)
+    os.pwrite(noted, b"\xff" * 8, 32 + 8)
+    guest.restart()
+    guest.track(noted)
+    guest.offer(1, 2)
+    assert [chain.head for _ in range(2) for chain in guest.ring.take(guest.memory, 1)] == [1, 2]
+
+
+def test_memory_of_the_other_kind(guest: PackedGuest, noted: int) -> None:
+    """What split rings note has another shape, and is too small."""
+    with pytest.raises(ProtocolError, match="other kind"):
+        guest.ring.keep_track(Inflight(noted, inflight.ring_bytes(ENTRIES), 0, 1, ENTRIES))
