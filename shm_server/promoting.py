@@ -98,8 +98,11 @@ class Promoter:
         ended: Wait[None] = Wait()
         state.waiting.append(ended)
         self._snapshots.tidy()
-        while not await self._runtime.wait(ended, LOOK_S):
-            progress.tell(state.done_bytes, max(state.total_bytes, state.done_bytes + 1))
+        while not ended.is_done:
+            look: Wait[None] = Wait()  # a wait that was in vain is over, too: the end is none of those
+            ended.start(partial(_wake, look))
+            if not await self._runtime.wait(look, LOOK_S):
+                progress.tell(state.done_bytes, max(state.total_bytes, state.done_bytes + 1))
         await ended  # raises what it ended by
         return manager.stat(self._name(record.uuid) or name)
 
@@ -205,6 +208,10 @@ class Promoter:
     def _tell(self, uuid: str) -> None:
         if (name := self._name(uuid)) is not None:
             self._changed(self._manager.stat(name), self._manager.holders(name))
+
+
+def _wake(look: Wait[None], _value: object, _error: BaseException | None) -> None:
+    look.set()
 
 
 def _up_to(chain: list[LayerFile], number: int) -> list[LayerFile]:

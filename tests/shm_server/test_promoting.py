@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shm_server import promoting as promoting_server
 from shm_server.progress import Progress
 from shm_server.stores import promoting
 from shm_server.stores.changes import Changes
@@ -209,6 +210,24 @@ def test_a_bad_page_stops_it_by_name(pool: Pool, caplog: pytest.LogCaptureFixtur
     assert pool.manager.stat("clone").promotion is None
     assert pool.promoter._promotions.all() == []
     assert pool.manager.stat("clone").allocated_bytes == allocated
+
+
+def test_whoever_waits_for_long(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is told how far it has come, it waits until all is done, and hears what it ended by."""
+    monkeypatch.setattr(promoting_server, "LOOK_S", 0.001)
+    told: list[tuple[int, int]] = []
+    pool.run(promote(pool, "clone", told))
+    assert stands_alone(pool, "clone")
+    assert told
+    pool.run(pool.snapshots.clone("gold", "second", "other"))
+    ended = begin(promote(pool, "other"))
+    while not pool.manager.stat("other").promotion:
+        pool.turn()
+    pool.run(pool.promoter.cancel("other"))
+    while not ended:
+        pool.turn()
+    assert isinstance(ended[0], OSError)
+    assert ended[0].errno == errno.ECANCELED
 
 
 def test_cancelled(pool: Pool) -> None:
