@@ -1,10 +1,11 @@
 """What is under way on a ring, in memory that outlives us: VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD.
 
 The front end keeps the memory (a memfd of ours, sealed, so that a load here is no SIGBUS; huge pages are none of ours,
-and a hole in them would be one) and hands it to the next server after our death. There every request that was taken and not shown as used is found again, in the order in which
-they were taken, and done once more. The layout is that of "Inflight I/O tracking", and so is the order of the steps:
-what is used is chained as a batch before the used index changes, which one change does, and let go after it. Here are
-the memory and the part of a split ring; packed_inflight.py has that of a packed one.
+and a hole in them would be one) and hands it to the next server after our death. There every request that was taken and
+not shown as used is found again, in the order in which they were taken, and done once more. The layout is that of
+"Inflight I/O tracking", and so is the order of the steps: what is used is chained as a batch before the used index
+changes, which one change does, and let go after it. Here are the memory and the part of a split ring;
+packed_inflight.py has that of a packed one.
 """
 
 from __future__ import annotations
