@@ -222,14 +222,17 @@ class Checks:
 
 class CheckedReader:
     """A sealed layer's data, read as a store's. ``read_now`` belongs to the loop's thread, the others to any.
+    ``read_verified`` is ``read_now`` for who has seen that the pages are verified.
 
     Its parts know nothing of it: it goes, and the file is closed, when the last who uses it lets go.
     """
 
-    __slots__ = ("__weakref__", "_verifier", "extent", "is_plain", "read", "read_now")
+    __slots__ = ("__weakref__", "_verifier", "extent", "is_plain", "read", "read_now", "read_verified")
 
     def __init__(self, data: DescriptorStore, file: LayerFile, checks: Checks, verified: Verified) -> None:
-        self._verifier = _Verifier(data, file, checks, verified)
+        self._verifier = verifier = _Verifier(data, file, checks, verified)
+        # What is memory leaves no cache.
+        self.read_verified: Callable[[Views, int], int] = data.read_now if data.is_memory else verifier.read_cached
         self.extent = data.extent
         self.read = self._verifier.read
         self.settle(is_whole=False)
@@ -246,12 +249,10 @@ class CheckedReader:
             self.settle(is_whole=False)
 
     def settle(self, *, is_whole: bool) -> None:
-        """How reads go from now on. What is memory leaves no cache."""
+        """How reads go from now on."""
         verifier = self._verifier
         self.is_plain = is_whole and verifier.can_remember
-        self.read_now: Callable[[Views, int], int] = verifier.read_now
-        if self.is_plain:
-            self.read_now = verifier.data.read_now if verifier.data.is_memory else verifier.read_cached
+        self.read_now: Callable[[Views, int], int] = self.read_verified if self.is_plain else verifier.read_now
 
 
 class _Verifier:

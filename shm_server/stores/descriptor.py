@@ -53,6 +53,7 @@ class DescriptorStore:
             self.can_read_now = _can_read_nowait(fd)
             self.read_now = self._read_cached if self.can_read_now else _nothing_now
             self.write_now = self._write_buffered
+        self.read_verified = self.read_now  # nothing of it has a checksum
 
     def _read_cached(self, views: Views, offset: int) -> int:
         try:

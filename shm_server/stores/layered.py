@@ -27,6 +27,7 @@ from shm_server.stores.owners import BASE, CHUNK_MASK, CHUNK_PAGES, CHUNK_SHIFT,
 from shm_server.stores.owners import ZERO as NOBODY
 from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
 from shm_server.stores.stack import Nobody, Stack
+from shm_server.stores.verified import CHUNK_SHIFT as VERIFIED_CHUNK_SHIFT
 
 WRITE_STEP_BYTES = INLINE_BYTES  # claimed at once
 ATOMIC_RECORDS = 64  # that there is room for before an atomic write: its own, and those of who writes beside it
@@ -34,6 +35,8 @@ NOTE_BYTES = 512 << 10  # of the top's log, that are read again at most when the
 
 _PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 _PAGE_MASK = PAGE_BYTES - 1
+
+assert VERIFIED_CHUNK_SHIFT == CHUNK_SHIFT, "a page has one place in both"
 
 Piece = tuple[int, int, int]  # owner, offset, length in bytes
 
@@ -50,6 +53,7 @@ class LayeredStore:
         self.stack = Stack(layers)
         self._owners = owners
         self._chunks, self._known = owners.chunks, owners.known
+        self._verified_chunks = layers[0].checking.verified.chunks  # all layers have one
         self._redo = redo
         self._base_bytes = self.stack.base.data.size_bytes()  # it has been sealed, or no page of it is written any more
         self._lock = threading.Lock()  # who claims pages, or takes them from the layers below
@@ -115,6 +119,11 @@ class LayeredStore:
         layer = self.stack[owner]
         layer.was_used = True
         reader = layer.open_reader or layer.reader  # held: without a reference its file may be closed while it is read
+        if count == 1:
+            seen = self._verified_chunks.get(number)
+            if seen is not None and seen.bits[start >> 3] >> (start & 7) & 1:
+                seen.was_used = True
+                return reader.read_verified(views, offset)
         return reader.read_now(views, offset)
 
     def _read_some_now(self, views: Views, offset: int, length: int) -> int:
@@ -134,16 +143,21 @@ class LayeredStore:
             return done
         # The same, where every page may have another owner than the one before it.
         stack, (view,) = self.stack, views
+        start = piece = offset >> _PAGE_SHIFT & CHUNK_MASK
+        seen = self._verified_chunks.get(offset >> _PAGE_SHIFT + CHUNK_SHIFT)
+        bits = b"" if seen is None or start + len(owners) > CHUNK_PAGES else seen.bits
         owner, end = owners[0], -(offset & _PAGE_MASK)
-        for each in owners:
+        for page, each in enumerate(owners, start):
             if each != owner:
                 layer = stack[owner]
                 layer.was_used = True
                 reader = layer.open_reader or layer.reader
-                done += reader.read_now((view[done:end],), offset + done)
+                is_verified = bits and page - piece == 1 and bits[piece >> 3] >> (piece & 7) & 1
+                read = reader.read_verified if is_verified else reader.read_now
+                done += read((view[done:end],), offset + done)
                 if done < end:
                     return done
-                owner = each
+                owner, piece = each, page
             end += PAGE_BYTES
         reader = stack[owner].reader
         return done + reader.read_now((view[done:],), offset + done)

@@ -29,6 +29,8 @@ class Nobody:
     def read_now(self, views: Views, _offset: int) -> int:
         return os.preadv(_zeros, views, 0)
 
+    read_verified = read_now
+
     def read(self, views: Views, _offset: int) -> int:
         total = sum(map(len, views))
         done = 0
