@@ -337,8 +337,9 @@ class Runtime:
         return not expired
 
     def fire_timers(self) -> None:
-        timers = self._timers
-        while timers and timers[0][0] <= self.clock():
+        """Those that are due now. What these begin is for the next turn, however short it is: the rings come before."""
+        timers, now, last = self._timers, self.clock(), self._timer_number
+        while timers and timers[0][0] <= now and timers[0][1] <= last:
             heapq.heappop(timers)[2].fire()
 
     def timeout_s(self) -> float | None:

@@ -183,6 +183,21 @@ def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, nam
         assert len(context.list_snapshots(name)) == left
 
 
+def test_who_removes_a_volume_at_a_terminal_is_asked(serve: Serve, context: Context) -> None:
+    """… and a script is not."""
+    context.create_volume("dear", 1 << 20)
+    master, slave = pty.openpty()
+    os.write(master, b"n\n")
+    command = iscsi_ovs("volume", "remove", "--state-dir", str(serve.state_dir), "dear")
+    ended = subprocess.run(command, stdin=slave, capture_output=True, text=True, timeout=30, cwd=ROOT, check=False)
+    os.close(master)
+    os.close(slave)
+    assert "Remove volume dear" in ended.stderr
+    assert ended.returncode == FAILED
+    assert "dear" in [found.name for found in context.list_volumes()]
+    assert run("volume", "remove", "dear", "--yes", "--state-dir", str(serve.state_dir)).returncode == DONE
+
+
 def test_back_by_force(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
     """An initiator is logged in: exit code 4; with --force it is told and logged out, and when it comes back it reads
     the old bytes, and hears first that the medium has changed, and the size, if it has."""

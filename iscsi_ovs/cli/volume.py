@@ -35,7 +35,6 @@ def _row(found: VolumeStat) -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], output: str) -> None:
-
     if output == "json":
         shared.print_json(rows)
         return
@@ -160,7 +159,7 @@ def volume_export(
         raise click.UsageError("one of FILE and --vhost-user")
     if since is None and (backing is not None or backing_format is not None):
         raise click.UsageError("--backing is for --since")
-    if since is not None and (file is None or image_format == "raw"):
+    if since is not None and (file is None or image_format == "raw" or file.suffix in (".raw", ".img")):
         raise click.UsageError("--since is for a qcow2 FILE")
     if path is not None:
         _serve_to_machine(name, path, read_only, state_dir)
@@ -193,9 +192,11 @@ def volume_unexport(name: str, state_dir: Path | None) -> None:
 @volume.command("remove")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Log out whoever has it.")
+@shared.yes_option
 @shared.state_dir_option
-def volume_remove(name: str, force: bool, state_dir: Path | None) -> None:
-    """Remove the volume NAME and all that is on it."""
+def volume_remove(name: str, force: bool, is_sure: bool, state_dir: Path | None) -> None:
+    """Remove the volume NAME, all that is on it, and its snapshots."""
+    shared.make_sure(f"Remove volume {name}, all that is on it, and its snapshots?", is_sure)
     with shared.context(state_dir) as context:
         context.remove_volume(name, force=force)
 
@@ -253,12 +254,11 @@ def volume_check(name: str, renew: bool, output: str, state_dir: Path | None) ->
     Pages that are not what they were are named, and who sees them; then the exit code is 1. What is being written has
     no checksums: a snapshot gives it some. I/O goes on meanwhile.
     """
-    import msgspec
-
     with shared.context(state_dir) as context, shared.progress(f"checking {name}") as on_progress:
         found = context.check_volume(name, renew=renew, on_progress=on_progress)
     if output == "json":
-        shared.print_json(msgspec.to_builtins(found))
+        names = ("layers", "pages", "problems", "told")
+        shared.print_json({name: getattr(found, name) for name in names})
         return shared.EXIT_FAILED if found.problems else 0
     for problem in found.told:
         click.echo(_say(problem))

@@ -83,8 +83,10 @@ _files = _Files()
 class _Rows:
     """Of a query that is over: sqlite3's cursors are used so."""
 
-    def __init__(self, rows: list[tuple[Any, ...]]) -> None:
+    def __init__(self, rows: list[tuple[Any, ...]], changed: int) -> None:
+        """``changed``: how many rows the last statement that changes any has changed."""
         self._rows = iter(rows)
+        self.rowcount = changed
 
     def __iter__(self) -> Any:
         return self._rows
@@ -114,7 +116,8 @@ class Recorded:
         if self._recorder.is_dead:
             raise Died
         try:
-            rows = _Rows(list(self._connection.execute(query, values)))
+            found = list(self._connection.execute(query, values))
+            rows = _Rows(found, self._connection.changes())
         except apsw.ConstraintError as error:
             raise sqlite3.IntegrityError(str(error)) from None
         except apsw.Error as error:
