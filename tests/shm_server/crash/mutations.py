@@ -27,7 +27,6 @@ FOUND = (
     "SQLite: the wal",  # which is synchronous=FULL
     "checksums.py: SumsFile.cover, the file",
     "checksums.py: SumsFile.sync, the file",
-    "checksums.py: SumsFile.uncover, the file",
     "descriptor.py: DescriptorStore.resize, the data",
     "descriptor.py: DescriptorStore.sync, the data",
     "file.py: FileStores.create, the directory",
@@ -52,6 +51,8 @@ FOUND = (
     "table.py: Table.use, the file",
 )
 SPARE = {
+    "checksums.py: SumsFile.uncover, the file": "a merge that took checksums away begins anew and puts them there again, "
+    "before anybody calls one lost",
     "checksums.py: SumsFile.cover, the directory": "a file that is lost is made anew",
     "SQLite: the journal": "only a new catalogue has one, and there is nothing yet that it could bring back",
     "SQLite: the name of the journal": "the same",
