@@ -51,8 +51,7 @@ FOUND = (
     "table.py: Table.use, the file",
 )
 SPARE = {
-    "checksums.py: SumsFile.uncover, the file": "a merge that took checksums away begins anew and puts them there again, "
-    "before anybody calls one lost",
+    "checksums.py: SumsFile.uncover, the file": "a merge that took them away begins anew, and puts them there again",
     "checksums.py: SumsFile.cover, the directory": "a file that is lost is made anew",
     "SQLite: the journal": "only a new catalogue has one, and there is nothing yet that it could bring back",
     "SQLite: the name of the journal": "the same",
