@@ -17,14 +17,15 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator
 
+from shm_server.stores import table
 from shm_server.stores.clock import Clock, Kept
 from shm_server.stores.maplog import Place
 from shm_server.stores.table import Table
 
 log = logging.getLogger(__name__)
 
-CHUNK_PAGES = 1 << 14
-CHUNK_BYTES = CHUNK_PAGES * 4
+CHUNK_PAGES = table.CHUNK_PAGES
+CHUNK_BYTES = table.CHUNK_BYTES
 CHUNK_SHIFT = CHUNK_PAGES.bit_length() - 1
 CHUNK_MASK = CHUNK_PAGES - 1
 LOADED_CHUNKS = 256  # in memory while all maps are read
@@ -73,13 +74,10 @@ class Owners:
 
     def use(self, place: Place) -> bool:
         """False: it can't be had, after all."""
-        number = 0
         try:
             self._table.use(place)
-            while (at := self._table.next_data(number * CHUNK_BYTES)) is not None:
-                number = at // CHUNK_BYTES
+            for number in self._table.chunks():
                 self._make_known(number)
-                number += 1
         except OSError as error:
             log.error("the owners of a volume's pages can't be read, all its maps are: %s", error)
             return False
@@ -99,7 +97,7 @@ class Owners:
                 if chunk is None:
                     self._make_known(number)
                     if len(kept) == LOADED_CHUNKS:
-                        self._table.write(array("I", [owner]) * (end - start), number * CHUNK_BYTES + start * 4)
+                        self._table.write(array("I", [owner]) * (end - start), number, start * 4)
                         continue
                     data = self._read(number)
                     chunk = kept[number] = array("I", data.ljust(CHUNK_BYTES, b"\0"))
@@ -108,7 +106,7 @@ class Owners:
             for at in range(0, CHUNK_PAGES, _BLOCK_PAGES):
                 block = chunk[at : at + _BLOCK_PAGES]
                 if block != _EMPTY_OWNERS:
-                    self._table.write(block, number * CHUNK_BYTES + at * 4)
+                    self._table.write(block, number, at * 4)
 
     def note(self, place: Place) -> None:
         """All that is before it was set."""
@@ -120,7 +118,7 @@ class Owners:
     def finish(self, place: Place) -> None:
         """The same, for the last time; and durable: what a later life finds it may believe."""
         try:
-            self._table.finish(place)
+            self._table.finish(place, [number for number in range(len(self.known)) if self.known[number]])
         except OSError as error:
             self._give_up(error)
 
@@ -187,7 +185,7 @@ class Owners:
             for block in range(start // _BLOCK_PAGES, (end - 1) // _BLOCK_PAGES + 1):
                 if not chunk.room >> block & 1:
                     at = block * _BLOCK_PAGES
-                    self._table.write(chunk.owners[at : at + _BLOCK_PAGES], number * CHUNK_BYTES + at * 4)
+                    self._table.write(chunk.owners[at : at + _BLOCK_PAGES], number, at * 4)
                     chunk.room |= 1 << block
 
     def set(self, first: int, count: int, owner: int) -> None:
@@ -197,7 +195,7 @@ class Owners:
             piece = array("I", [owner]) * (end - start)
             try:
                 # The file first: the chunk may be thrown away meanwhile.
-                self._table.write(piece, number * CHUNK_BYTES + start * 4)
+                self._table.write(piece, number, start * 4)
                 chunk.owners[start:end] = piece
             except OSError as error:
                 chunk.owners[start:end] = piece
@@ -214,7 +212,7 @@ class Owners:
 
     def _read(self, number: int) -> bytes:
         try:
-            return self._table.read(number * CHUNK_BYTES, CHUNK_BYTES)
+            return self._table.read(number)
         except OSError as error:
             self._give_up(error)  # the maps have it: for who opens the volume next
             raise
@@ -224,8 +222,11 @@ class Owners:
         if not self.lock.acquire(blocking=False):
             return None
         try:
-            data = self._table.read_now(number * CHUNK_BYTES, CHUNK_BYTES)
+            data = self._table.read_now(number)
             return None if data is None else self._keep(number, data)
+        except OSError as error:
+            self._give_up(error)
+            raise
         finally:
             self.lock.release()
 

@@ -1,4 +1,5 @@
-"""The file in which a chain keeps who owns each of its pages: four bytes a page, behind a header (docs/ON-DISK.md).
+"""The file in which a chain keeps who owns each of its pages: four bytes a page, in chunks, behind a header
+(docs/ON-DISK.md).
 
 It is a cache of what the layers' maps say, so that opening a volume reads none of them: losing it costs time and never
 a byte, and it is believed only where it can't be wrong. Its header names a ``Place`` in a layer's log: everything up to
@@ -7,6 +8,9 @@ as long as the same kernel runs, whoever was killed. After another start of the 
 made durable (``finish``) and not been touched since: before the first touch (``use``) the header says otherwise,
 durably. What does not fit is unlinked, never written over: its name may come back with a power cut, and is then what it
 was.
+
+A wrong owner would be wrong data. So ``finish`` gives each chunk a CRC32C, and a chunk to which nothing was written
+since is held against it whenever it is read. What a killed server leaves has none that count.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import struct
 import tempfile
 from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import crc32c
@@ -23,16 +28,21 @@ import crc32c
 from shm_server.stores import linux
 from shm_server.stores.maplog import PAGE_BYTES, Place, is_of_now
 
-FORMAT = 1
+FORMAT = 2
 HEADER_BYTES = 4096
+CHUNK_PAGES = 1 << 14
+CHUNK_BYTES = CHUNK_PAGES * 4
+STRIDE_BYTES = CHUNK_BYTES + 4096  # a chunk, and a block of a file system that begins with its checksum
+_SUM = struct.Struct("<II")  # its crc32c, and that it has one
+_READ_BYTES = CHUNK_BYTES + _SUM.size
 _MAGIC = b"OVSOWNER"
-# magic, format, page bytes, volume's uuid, boot id, layer, length, claimed, durable, checksum, is finished, crc32c
-_HEADER = struct.Struct("<8sII16s16sQQQQIII")
+# magic, format, page bytes, uuid, boot id, layer, length, claimed, durable, checksum, is finished, chunks, crc32c
+_HEADER = struct.Struct("<8sII16s16sQQQQIIQI")
 assert _HEADER.size <= 512  # a sector: written whole or not at all
 
 
 class Table:
-    """Owners are bytes to it. Offsets are from the first owner."""
+    """Owners are bytes to it. Chunks are meant by their numbers, offsets are in bytes from a chunk's first owner."""
 
     def __init__(self, directory: Path, path: Path | None = None, uuid: str = "") -> None:
         """Without a path it is in the directory, and dies with who opened it."""
@@ -42,6 +52,10 @@ class Table:
         self._fd = -1
         self._is_finished = False
         self._is_memory = False
+        self._is_summed = False  # chunks have checksums
+        self._chunks = 0  # that have one
+        self._changed: set[int] = set()  # but these: they were written since
+        self._seed = crc32c.crc32c(self._uuid)
 
     # Beginning and end ----------------------------------------------------------------------------------------------
 
@@ -56,7 +70,7 @@ class Table:
             return None  # a missing file, mostly; whatever it is, there are the maps
         if len(raw) < _HEADER.size or crc32c.crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             return None
-        magic, version, page_bytes, uuid, boot, layer, length, claimed, durable, checksum, is_finished, _ = (
+        magic, version, page_bytes, uuid, boot, layer, length, claimed, durable, checksum, is_finished, chunks, _ = (
             _HEADER.unpack(raw)
         )
         if (magic, version, page_bytes, uuid) != (_MAGIC, FORMAT, PAGE_BYTES, self._uuid):
@@ -64,6 +78,7 @@ class Table:
         if not is_finished and not is_of_now(boot):
             return None
         self._is_finished = bool(is_finished)
+        self._chunks = chunks
         return Place(layer, length, claimed, durable, checksum, boot)
 
     def is_in_use(self) -> bool:
@@ -74,6 +89,7 @@ class Table:
 
     def use(self, place: Place) -> None:
         """It is going to be written: from now on it is to be believed as long as this kernel runs."""
+        self._is_summed = self._is_finished
         self.note(place)
         if self._is_finished:
             os.fdatasync(self._fd)
@@ -82,6 +98,8 @@ class Table:
     def renew(self) -> None:
         """A new one, in which the base has all; of no meaning before note()."""
         self.close()
+        self._is_summed = False
+        self._changed.clear()
         if self._path is None:
             with tempfile.TemporaryFile(dir=self._directory) as file:
                 self._fd = os.dup(file.fileno())
@@ -93,13 +111,16 @@ class Table:
 
     def note(self, place: Place) -> None:
         """Everything up to there is in the table."""
-        self._put_header(place, is_finished=False)
+        self._put_header(place)
 
-    def finish(self, place: Place) -> None:
-        """The same, and all of that is durable; nothing is written any more."""
+    def finish(self, place: Place, known: Sequence[int]) -> None:
+        """The same, and all of that is durable; nothing is written any more. ``known``: the chunks that there are."""
         if self._path is not None:
+            for number in self._changed if self._is_summed else known:
+                owners = self.read(number).ljust(CHUNK_BYTES, b"\0")
+                self._write(self._sum(number, owners), number, CHUNK_BYTES)
             os.fdatasync(self._fd)
-            self._put_header(place, is_finished=True)  # not synced: without it the maps are read
+            self._put_header(place, len(known))  # not synced: without it the maps are read
 
     def give_up(self) -> None:
         """Nobody is to believe it."""
@@ -123,38 +144,70 @@ class Table:
     def _look(self) -> None:
         self._is_memory = linux.filesystem_magic(self._fd) == linux.TMPFS_MAGIC
 
-    def _put_header(self, place: Place, *, is_finished: bool) -> None:
+    def _put_header(self, place: Place, chunks: int | None = None) -> None:
+        """``chunks`` have their checksums, and all is finished."""
         if self._path is None:
             return
         *fields, boot = place
-        raw = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, self._uuid, boot, *fields, is_finished, 0)[:-4]
+        end = (chunks is not None, chunks or 0, 0)
+        raw = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, self._uuid, boot, *fields, *end)[:-4]
         os.pwrite(self._fd, raw + crc32c.crc32c(raw).to_bytes(4, "little"), 0)
 
     # Owners ---------------------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Shorter at the end of the file, behind which the base has all."""
-        return os.pread(self._fd, length, HEADER_BYTES + offset)
+    def read(self, number: int) -> bytes:
+        """Shorter at the end of the file, behind which the base has all. EIO: it is not what it was."""
+        return self._owners(number, os.pread(self._fd, _READ_BYTES, HEADER_BYTES + number * STRIDE_BYTES))
 
-    def read_now(self, offset: int, length: int) -> bytes | None:
+    def read_now(self, number: int) -> bytes | None:
         """None: not at once."""
         if self._is_memory:
-            return self.read(offset, length)
-        buffer = bytearray(length)
+            return self.read(number)
+        buffer = bytearray(_READ_BYTES)
         try:
-            count = os.preadv(self._fd, (buffer,), HEADER_BYTES + offset, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, (buffer,), HEADER_BYTES + number * STRIDE_BYTES, os.RWF_NOWAIT)
         except OSError:
             return None
-        return bytes(buffer) if count == length else None
+        return self._owners(number, bytes(buffer)) if count == _READ_BYTES else None
 
-    def write(self, owners: array[int], offset: int) -> None:
-        if os.pwrite(self._fd, owners, HEADER_BYTES + offset) < len(owners) * owners.itemsize:
+    def _owners(self, number: int, raw: bytes) -> bytes:
+        owners, checksum = raw[:CHUNK_BYTES], raw[CHUNK_BYTES:]
+        if self._is_summed and number not in self._changed and checksum != self._sum(number, owners):
+            first = number * CHUNK_PAGES
+            raise OSError(errno.EIO, f"{self._path} is damaged: who owns pages {first} to {first + CHUNK_PAGES - 1}")
+        return owners
+
+    def _sum(self, number: int, owners: bytes) -> bytes:
+        return _SUM.pack(crc32c.crc32c(owners, crc32c.crc32c(number.to_bytes(8, "little"), self._seed)), 1)
+
+    def write(self, owners: array[int], number: int, offset: int) -> None:
+        self._changed.add(number)
+        self._write(owners, number, offset)
+
+    def _write(self, data: array[int] | bytes, number: int, offset: int) -> None:
+        length = memoryview(data).nbytes
+        if os.pwrite(self._fd, data, HEADER_BYTES + number * STRIDE_BYTES + offset) < length:
             raise OSError(errno.ENOSPC, "no room for the owners of a volume's pages")
 
-    def next_data(self, offset: int) -> int | None:
-        """Where from ``offset`` on the file has something; None: nowhere."""
+    def chunks(self) -> Iterator[int]:
+        """Those that there are, behind use(); the base has all of the others. EIO: one has gone."""
+        count, number = 0, 0
+        while (found := self._next_data(number)) is not None:
+            number = found + 1
+            if self._is_summed:
+                raw = os.pread(self._fd, _SUM.size, HEADER_BYTES + found * STRIDE_BYTES + CHUNK_BYTES)
+                if raw[4:] != b"\1\0\0\0":
+                    continue  # a file system that has no holes
+                count += 1
+            yield found
+        if self._is_summed and count != self._chunks:
+            raise OSError(errno.EIO, f"{self._path} is damaged: it has {count} of {self._chunks} chunks")
+
+    def _next_data(self, number: int) -> int | None:
+        """From this chunk on, the first of which the file has something; None: none."""
         try:
-            return max(0, os.lseek(self._fd, HEADER_BYTES + offset, os.SEEK_DATA) - HEADER_BYTES)
+            at = os.lseek(self._fd, HEADER_BYTES + number * STRIDE_BYTES, os.SEEK_DATA)
+            return max(number, (at - HEADER_BYTES) // STRIDE_BYTES)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise

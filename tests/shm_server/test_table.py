@@ -14,8 +14,8 @@ from shm_server.stores import layer, maplog
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.maplog import Place
-from shm_server.stores.owners import CHUNK_PAGES, Owners
-from shm_server.stores.table import HEADER_BYTES, Table
+from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES, Owners
+from shm_server.stores.table import HEADER_BYTES, STRIDE_BYTES, Table
 from shm_server.volumes.volume import Volume
 from tests.shm_server.pool import Pool
 
@@ -150,7 +150,7 @@ def test_what_was_in_use_is_nothing_after_another_start(
     assert path.with_suffix(".old").read_bytes()[HEADER_BYTES:] == before[HEADER_BYTES:]
 
 
-@pytest.mark.parametrize("at", range(0, 92, 4))
+@pytest.mark.parametrize("at", range(0, 100, 4))
 def test_a_header_that_is_damaged_is_not_believed(pool: Pool, path: Path, at: int) -> None:
     """Any field of it; the maps have all."""
     expected = live(pool)
@@ -159,6 +159,64 @@ def test_a_header_that_is_damaged_is_not_believed(pool: Pool, path: Path, at: in
     raw[HEADER_BYTES:] = bytes(len(raw) - HEADER_BYTES)
     path.write_bytes(raw)
     assert content(pool) == expected
+
+
+@pytest.mark.parametrize("at", [0, 2 * 4, 7 * 4 + 3, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 3])
+def test_an_owner_that_is_another_is_no_ones_data(pool: Pool, path: Path, at: int) -> None:
+    """A bit of what was closed, or of its checksum: EIO by name, never an older page; then the maps are read."""
+    expected = live(pool)
+    raw = bytearray(path.read_bytes())
+    raw[HEADER_BYTES + at] ^= 4
+    path.write_bytes(raw)
+    with pytest.raises(OSError, match=r"demo\.owners is damaged: who owns pages 0 to 16383") as caught:
+        content(pool)
+    assert caught.value.errno == errno.EIO
+    pool.settle()
+    assert content(pool) == expected
+    assert content(pool) == expected
+
+
+@pytest.mark.parametrize("end", [HEADER_BYTES, HEADER_BYTES + CHUNK_BYTES, HEADER_BYTES + CHUNK_BYTES + 5])
+def test_a_chunk_that_has_gone_is_missed(pool: Pool, path: Path, monkeypatch: pytest.MonkeyPatch, end: int) -> None:
+    """It would read as the base's; the maps are read instead."""
+    expected = live(pool)
+    os.truncate(path, end)
+    reads = Reads(monkeypatch)
+    assert content(pool) == expected
+    assert reads.take() > 0
+    assert content(pool) == expected
+    assert reads.take() == 0
+
+
+def test_chunks_are_held_against_their_checksums_over_lives(pool: Pool, path: Path) -> None:
+    """One that is left alone keeps its checksum, one that is written gets another, one whose server was killed too."""
+    live(pool)
+    pool.run(pool.manager.resize("demo", 2 * CHUNK_PAGES * PAGE))
+    far = CHUNK_PAGES * PAGE
+    for number in range(3):
+        with pool.volume("demo") as volume:
+            pool.write(volume, far + number * PAGE, b"f" * PAGE)
+        pool.settle()
+    with pool.volume("demo") as volume:
+        pool.write(volume, far + 3 * PAGE, b"f" * PAGE)
+        again = killed(pool, volume)
+        again.settle()
+        with again.volume("demo") as found:
+            assert again.read(found, far, 4 * PAGE) == b"f" * 4 * PAGE
+            assert again.read(found, 2 * PAGE, PAGE) == b"x" * PAGE
+        again.settle()
+        again.close()
+        for chunk in range(2):
+            raw = path.read_bytes()
+            damaged = bytearray(raw)
+            damaged[HEADER_BYTES + chunk * STRIDE_BYTES] ^= 4
+            path.write_bytes(damaged)
+            later = Pool(pool.directory)
+            with pytest.raises(OSError, match="is damaged"), later.volume("demo") as found:
+                later.read(found, chunk * far, PAGE)
+            later.settle()
+            later.close()
+            path.write_bytes(raw)
 
 
 def test_another_log_than_it_was_made_of(pool: Pool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +319,7 @@ def test_a_table_without_a_name_is_nobodys(tmp_path: Path) -> None:
     assert table.recall() is None
     table.renew()
     table.note(Place(1, 512, 512, 512, 0, bytes(16)))
-    table.finish(Place(1, 512, 512, 512, 0, bytes(16)))
+    table.finish(Place(1, 512, 512, 512, 0, bytes(16)), [0])
     assert list(tmp_path.iterdir()) == []
     table.close()
 
