@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,16 +35,6 @@ def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[s
     )  # fmt: skip
     assert "Traceback" not in ran.stderr, ran.stderr
     return ran
-
-
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
-    """One running instance with the volume "demo" for the tests of ``volume``."""
-    directory = Path(tempfile.mkdtemp(prefix="ovs-", dir="/dev/shm"))
-    with Serve(directory / "s", {"demo": "64M"}) as running:
-        yield running
-        assert running.stop() == 0, running.log_tail()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

@@ -6,10 +6,8 @@ import itertools
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,21 +25,6 @@ from tests.test_cli import BUSY, DONE, FAILED, NOT_FOUND, ROOT, USAGE, run
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 _numbers = itertools.count(1)
 SIZE = 8 * MIB
-
-
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Serve]:
-    directory = Path(tempfile.mkdtemp(prefix="ovs-", dir="/dev/shm"))
-    with Serve(directory / "s", {"demo": "64M"}) as running:
-        yield running
-        assert running.stop() == 0, running.log_tail()
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-@pytest.fixture
-def context(serve: Serve) -> Iterator[Context]:
-    with Context(state_dir=serve.state_dir) as made:
-        yield made
 
 
 @pytest.fixture

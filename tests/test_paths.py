@@ -68,3 +68,10 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="no home directory: set HOME or XDG_STATE_HOME, or use --state-dir") as refused:
         paths.socket_path()
     assert refused.value.errno == errno.EINVAL
+
+
+@pytest.mark.usefixtures("user")
+def test_a_user_without_a_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets are below the state, wherever that is."""
+    monkeypatch.setenv("XDG_STATE_HOME", "/home/u/state")
+    assert paths.runtime_dir() == Path("/home/u/state/iscsi-ovs/run")
