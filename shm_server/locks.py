@@ -40,7 +40,7 @@ def listen(path: Path, *, is_public: bool) -> socket.socket:
         raise OSError(
             errno.ENAMETOOLONG,
             f"socket path {path} has {len(os.fsencode(path))} bytes, a Unix socket's has at most "
-            f"{MAX_SOCKET_PATH_BYTES}: choose a shorter one with --socket",
+            f"{MAX_SOCKET_PATH_BYTES}: choose a shorter one",
         )
     _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -48,9 +48,9 @@ def listen(path: Path, *, is_public: bool) -> socket.socket:
         listener.bind(os.fspath(path))
         os.chmod(path, 0o666 if is_public else 0o600)  # who it is, SO_PEERCRED says
         listener.listen(64)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, f"no socket at {path}: {error.strerror}") from None
     return listener
 
 

@@ -484,7 +484,8 @@ class Manager:
     def record(self, name: str) -> Record:
         record = self._records.get(name)
         if record is None:
-            raise OSError(errno.ENOENT, f"there is no volume {name}")
+            hint = ": what has an @ is a snapshot, and a volume is asked for" if names.is_snapshot(name) else ""
+            raise OSError(errno.ENOENT, f"there is no volume {name}{hint}")
         return record
 
     def identity(self, name: str) -> str:

@@ -205,6 +205,13 @@ def test_write_through(front_end: FrontEnd) -> None:
 # Management ---------------------------------------------------------------------------------------------------------
 
 
+def test_where_no_socket_can_be(context: Context, tmp_path: Path) -> None:
+    """The error says which path; nothing holds the volume afterwards."""
+    with pytest.raises(FileNotFoundError, match=f"no socket at {tmp_path}/nowhere/vm.sock"):
+        context.export_volume("disk", tmp_path / "nowhere" / "vm.sock")
+    context.open("disk").close()
+
+
 def test_one_writer(server: ServerProcess, context: Context, tmp_path: Path) -> None:
     """An exported volume is held, with words that name the export; a held one is not exported, naming who holds it."""
     path = tmp_path / "vm.sock"
