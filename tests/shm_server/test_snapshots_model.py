@@ -369,8 +369,8 @@ SOAK_EXAMPLES = 2000
 STEPS = 40
 
 
-def run(where: str, examples: int) -> None:
-    class Here(Machine):
+def run(where: str, examples: int, machine: type[Machine] = Machine) -> None:
+    class Here(machine):  # type: ignore[valid-type,misc]
         pass
 
     Here.where = where
