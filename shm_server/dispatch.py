@@ -97,8 +97,11 @@ class Attachment:
         if self._logged <= LOGGED_ERRORS:
             log.warning("%s: " + text, self.words, *values)
 
-    def close(self) -> None:
-        """Let go of the memory, in this order: views, then mappings, then descriptors. Nothing is in flight."""
+    def close(self) -> Callable[[], None]:
+        """Let go of the memory, in this order: views, then mappings, then descriptors. Nothing is in flight.
+
+        Returns what gives back the slots: as much memory as there may be of them is nothing for the loop.
+        """
         assert self.in_flight == 0
         self.is_gone = True
         self.submissions.release()
@@ -106,9 +109,12 @@ class Attachment:
         self._rings.release()
         self.slots.release()
         self._rings_mapping.close()
+        self.bell.close()
+        return self._free_slots
+
+    def _free_slots(self) -> None:
         self._slots_mapping.close()
         os.close(self.slots_fd)
-        self.bell.close()
 
 
 class _Task(Work):

@@ -492,11 +492,17 @@ class Requests:
         attachment, client.attachment = client.attachment, None
         self._zombies.discard(client)
         if attachment is not None:
-            attachment.close()
+            # On the lane that makes segments: what is used again is free then.
+            Call(self._runtime, self._segment_lane, attachment.close()).start(_freed)
             if client.bell is not None:
                 client.bell.close()
             self._region_used -= client.segment_bytes
             client.segment_bytes = 0
+
+
+def _freed(_value: object, error: BaseException | None) -> None:
+    if error is not None:
+        log.error("a segment could not be freed", exc_info=error)
 
 
 def _printable(words: str) -> str:

@@ -26,6 +26,7 @@ Resume = Callable[[Any, BaseException | None], None]
 
 MAX_WORKERS = 64  # threads of the whole server
 MAX_LANE_CALLS = 8  # of these, what one volume may keep busy
+MAX_CLOSINGS = 64  # threads beside them, for what is given back
 STEP_S = 0.001  # a MiB of somebody's WRITE SAME in memory takes about so long; four of them side by side are too long
 
 
@@ -147,12 +148,16 @@ class Lock:
 
 
 class Lane:
-    """A queue in front of the worker threads, so that one stuck volume can't take them all."""
+    """A queue in front of the worker threads, so that one stuck volume can't take them all.
 
-    __slots__ = ("limit", "running", "waiting")
+    ``is_apart``: each of its calls has a thread of its own, which may be stuck for ever.
+    """
 
-    def __init__(self, limit: int = MAX_LANE_CALLS) -> None:
+    __slots__ = ("is_apart", "limit", "running", "waiting")
+
+    def __init__(self, limit: int = MAX_LANE_CALLS, *, is_apart: bool = False) -> None:
         self.limit = limit
+        self.is_apart = is_apart
         self.running = 0
         self.waiting: deque[Call] = deque()
 
@@ -240,6 +245,8 @@ class Runtime:
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._submitted = 0  # calls with the threads
         self._threads: list[threading.Thread] = []
+        self.closings = Lane(MAX_CLOSINGS, is_apart=True)
+        self._apart: set[threading.Thread] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
 
@@ -257,7 +264,21 @@ class Runtime:
         lane.running += 1
         self._dispatch(call)
 
+    def close_apart(self, close: Callable[[], None], done: Callable[[], None] | None = None) -> None:
+        """Give something back on a thread of its own, because that may take long; then call ``done``."""
+
+        def resume(_value: object, error: BaseException | None) -> None:
+            if error is not None:
+                log.error("something could not be closed", exc_info=error)
+            if done is not None:
+                done()
+
+        self.call(self.closings, close).start(resume)
+
     def _dispatch(self, call: Call) -> None:
+        if call.lane.is_apart:
+            self._start_apart(call)
+            return
         self._submitted += 1
         if self._submitted > len(self._threads) < MAX_WORKERS:
             # Daemons: a thread stuck on a dead disk must not keep the process from ending.
@@ -273,6 +294,23 @@ class Runtime:
             else:
                 self._threads.append(thread)
         self._queue.put(call)
+
+    def _start_apart(self, call: Call) -> None:
+        thread = threading.Thread(target=lambda: self._run_apart(call), name="apart", daemon=True)
+        self._apart.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the machine has no more of them
+            self._apart.discard(thread)
+            call.run()
+            self.finished.append(call)
+            self.wake()
+
+    def _run_apart(self, call: Call) -> None:
+        call.run()
+        self.finished.append(call)
+        self.wake()
+        self._apart.discard(threading.current_thread())
 
     def _work(self) -> None:
         while True:
@@ -295,8 +333,9 @@ class Runtime:
         self._signalled = False  # before looking: a thread that comes later signals again
         while self.finished:
             call = self.finished.popleft()
-            self._submitted -= 1
             lane = call.lane
+            if not lane.is_apart:
+                self._submitted -= 1
             if lane.waiting:
                 self._dispatch(lane.waiting.popleft())
             else:
@@ -355,7 +394,8 @@ class Runtime:
         for _ in self._threads:
             self._queue.put(None)
         deadline = time.monotonic() + wait_s
-        for thread in self._threads:
+        threads = [*self._threads, *self._apart]
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):
+        if not any(thread.is_alive() for thread in threads):
             os.close(self.wake_fd)

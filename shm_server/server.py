@@ -313,8 +313,8 @@ class Server:
             self._bury_doomed()
 
     def watch(self, fd: int, watcher: Callable[[int], None], events: int = select.EPOLLIN) -> None:
-        self._watched[fd] = watcher
         self._epoll.register(fd, events)
+        self._watched[fd] = watcher
 
     def unwatch(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:

@@ -25,7 +25,7 @@ from shm_server.interfaces.block_device import (
     BlockDevice,
 )
 from shm_server.interfaces.chains import Chain
-from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory
+from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory, Region, close_regions
 from shm_server.interfaces.inflight import Inflight
 from shm_server.interfaces.messages import Message, ProtocolError, ProtocolFeature, Request
 from shm_server.interfaces.rings import Ring
@@ -68,6 +68,7 @@ class FrontEnd:
         self._watching = watching
         self._socket = connection
         self._handle = handle
+        self._runtime = handle.volume.runtime
         self._on_gone = on_gone
         self._memory = GuestMemory(trusts_unsealed=uid in (0, os.getuid()))
         self._device = BlockDevice(handle, self._done)
@@ -266,9 +267,12 @@ class FrontEnd:
         if self.in_flight():
             self._drained = Wait()
             await self._drained
+        self._check_open()
+        self.publish()
+
+    def _check_open(self) -> None:
         if self.is_closed:
             raise ProtocolError("the front end has gone")
-        self.publish()
 
     # Features and configuration -------------------------------------------------------------------------------------
 
@@ -359,21 +363,24 @@ class FrontEnd:
 
     async def _set_mem_table(self, message: Message) -> None:
         places = messages.decode_memory(message.payload)
-        await self._change_memory(lambda: self._memory.replace(places, message.descriptors))
+        await self._change_memory(self._memory.detach, lambda: self._memory.fill(places, message.descriptors))
 
     async def _add_mem_reg(self, message: Message) -> None:
         place = messages.decode_region(message.payload)
-        await self._change_memory(lambda: self._memory.add(place, message.descriptors))
+        await self._change_memory(list, lambda: self._memory.add(place, message.descriptors))
 
     async def _rem_mem_reg(self, message: Message) -> None:
         place = messages.decode_region(message.payload)
-        await self._change_memory(lambda: self._memory.remove(place))
+        await self._change_memory(lambda: [self._memory.remove(place)], lambda: None)
 
-    async def _change_memory(self, change: Callable[[], None]) -> None:
+    async def _change_memory(self, take: Callable[[], list[Region]], give: Callable[[], None]) -> None:
         self._is_paused = True
         try:
             await self._drain()
-            change()
+            if regions := take():
+                await self._runtime.call(self._runtime.closings, partial(close_regions, regions))
+                self._check_open()
+            give()
             for queue in self._queues:
                 queue.resolve(self._memory)
         finally:
@@ -510,8 +517,7 @@ class FrontEnd:
 
     def _gone(self) -> None:
         """Nothing of its guest's memory is in use any more."""
-        self._memory.close()
-        self._on_gone()
+        self._runtime.close_apart(partial(close_regions, self._memory.detach()), self._on_gone)
 
 
 def _close(descriptors: list[int]) -> None:

@@ -13,7 +13,6 @@ import bisect
 import fcntl
 import mmap
 import os
-import stat
 import struct
 from collections.abc import Sequence
 from functools import cache
@@ -25,6 +24,7 @@ from shm_server.interfaces.messages import ProtocolError, RegionPlace
 from shm_server.stores import linux
 
 MAX_REGIONS = 64
+MAX_MEMORY_BYTES = 1 << 40  # of one guest: 64 of them leave half of our address space
 _ADDRESS_END = 1 << 64
 _HUGETLBFS_MAGIC = 0x958458F6
 
@@ -111,11 +111,16 @@ class GuestMemory:
         self._starts: list[int] = []
         self.recent: Region | None = None  # where the last piece was found
 
-    def replace(self, places: Sequence[RegionPlace], descriptors: list[int]) -> None:
-        """SET_MEM_TABLE. Takes the descriptors out of the list as it comes to own them."""
+    def detach(self) -> list[Region]:
+        """All regions, which are in force no more and the caller's to close."""
+        regions, self.regions = self.regions, []
+        self._sort()
+        return regions
+
+    def fill(self, places: Sequence[RegionPlace], descriptors: list[int]) -> None:
+        """SET_MEM_TABLE, when what was there is gone. Takes the descriptors that it comes to own out of the list."""
         if len(places) != len(descriptors):
             raise ProtocolError(f"{len(places)} regions of memory with {len(descriptors)} descriptors")
-        self.close()
         for place in places:
             self.add(place, descriptors)
 
@@ -132,16 +137,15 @@ class GuestMemory:
         self.regions.append(region)
         self._sort()
 
-    def remove(self, place: RegionPlace) -> None:
-        """REM_MEM_REG: "guest address, size and user address" name it."""
+    def remove(self, place: RegionPlace) -> Region:
+        """REM_MEM_REG: "guest address, size and user address" name it. It is the caller's to close."""
         for region in self.regions:
             if (region.place.guest_address, region.place.size_bytes, region.place.user_address) == (
                 place.guest_address, place.size_bytes, place.user_address,
             ):  # fmt: skip
                 self.regions.remove(region)
-                region.close()
                 self._sort()
-                return
+                return region
         raise ProtocolError(f"no region of memory at {place.guest_address:#x}")
 
     def _sort(self) -> None:
@@ -152,6 +156,8 @@ class GuestMemory:
     def _check(self, place: RegionPlace) -> None:
         if not place.size_bytes:
             raise ProtocolError("a region of memory of no bytes")
+        if sum([region.size for region in self.regions], place.size_bytes) > MAX_MEMORY_BYTES:
+            raise ProtocolError(f"more than {MAX_MEMORY_BYTES >> 40} TiB of guest memory")
         for start in (place.guest_address, place.user_address, place.file_offset):
             if start + place.size_bytes > _ADDRESS_END:
                 raise ProtocolError(f"a region of {place.size_bytes} bytes at {start:#x} overflows")
@@ -191,29 +197,30 @@ class GuestMemory:
                 return region, start
         raise ProtocolError(f"a ring of {length} bytes at {address:#x} is outside of the guest's memory")
 
-    def close(self) -> None:
-        for region in self.regions:
-            region.close()
-        self.regions.clear()
-        self._starts.clear()
-        self.recent = None
+
+def close_regions(regions: Sequence[Region]) -> None:
+    """On a thread: where we are the last to have a guest's memory, all of it is given back now."""
+    for region in regions:
+        region.close()
 
 
 def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        raise ProtocolError("guest memory that is no file")
-    magic = linux.filesystem_magic(fd)
-    if magic not in (linux.TMPFS_MAGIC, _HUGETLBFS_MAGIC):
-        raise ProtocolError("guest memory must be a memfd, or a file on tmpfs or hugetlbfs")
+    _check_is_memory(fd)
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise ProtocolError("guest memory that is not open for reading and writing")
-    if place.file_offset + place.size_bytes > found.st_size:
-        raise ProtocolError(
-            f"guest memory of {place.size_bytes} bytes at {place.file_offset} in a file of {found.st_size}"
-        )
+    end, file_bytes = place.file_offset + place.size_bytes, os.fstat(fd).st_size
+    if end > file_bytes:
+        raise ProtocolError(f"guest memory up to byte {end} of a file of {file_bytes}")
     if not trusts_unsealed and not is_sealed(fd):
         raise ProtocolError("guest memory of another user must be sealed against shrinking (memory-backend-memfd is)")
+
+
+def _check_is_memory(fd: int) -> None:
+    """What is no memory says so to fcntl(2) without being asked itself, as fstat(2) would ask a file on FUSE."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise ProtocolError("guest memory must be a memfd, or a file on tmpfs or hugetlbfs") from None
 
 
 def is_sealed(fd: int) -> bool:

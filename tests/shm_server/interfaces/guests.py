@@ -6,7 +6,7 @@ import fcntl
 import os
 import struct
 
-from shm_server.interfaces.guest_memory import GuestMemory
+from shm_server.interfaces.guest_memory import GuestMemory, close_regions
 from shm_server.interfaces.messages import RegionPlace
 from shm_server.interfaces.rings import Ring
 from shm_server.interfaces.virtqueue import Virtqueue
@@ -24,7 +24,7 @@ class Guest:
         self.memory = GuestMemory(trusts_unsealed=True)
         # two regions side by side for the guest, of one file, apart in the front end
         places = [RegionPlace(GUEST, SIZE, USER, 0), RegionPlace(GUEST + SIZE, SIZE, 2 * USER, SIZE)]
-        self.memory.replace(places, [os.dup(self.fd), os.dup(self.fd)])
+        self.memory.fill(places, [os.dup(self.fd), os.dup(self.fd)])
         self.queue = Virtqueue(0)
         self.queue.set_features(is_packed=is_packed, has_event_index=False, has_indirect=True)
         self.start(base)
@@ -61,5 +61,5 @@ class Guest:
 
     def close(self) -> None:
         self.queue.stop()
-        self.memory.close()
+        close_regions(self.memory.detach())
         os.close(self.fd)

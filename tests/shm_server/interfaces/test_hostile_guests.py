@@ -243,6 +243,21 @@ def test_memory_of_the_wrong_kind(machines: Machines, tmp_path: Path) -> None:
     machines.others_go_on()
 
 
+def test_more_memory_than_there_can_be(machines: Machines) -> None:
+    """Files cost nothing as long as nobody writes there, addresses do: 1 TiB a guest, however it is cut up."""
+    fd = os.memfd_create("large", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 2 << 40)
+    for parts in ([1 << 40, 4096], [(1 << 40) + 4096]):
+        with machines.bad() as front_end:
+            for part in parts[:-1]:
+                front_end.send(5, table_of(region(part)), [fd])
+            base = struct.pack("<QQQQQ", 0, 1 << 44, parts[-1], 1 << 45, 0)
+            front_end.send(37, base, [fd])
+            loses_its_device(front_end)
+    os.close(fd)
+    machines.others_go_on()
+
+
 def test_memory_that_shrinks(machines: Machines) -> None:
     """A front end that cuts its guest's memory off, while the server reads there, loses its device; no SIGBUS."""
     for size in (0, 4096, 0x20000):
