@@ -1,15 +1,16 @@
 """Checksums of sealed layers: made in the background, at a pace; and ``check``, which holds every page against its own.
 
-Both go layer by layer, a step of a MiB at a time on a thread. What is being made stands in the files themselves, so a
-server that starts anew goes on where it was. A check makes what is still missing, without a pace, and then reads all
-that the volume's snapshots stand on; the background rests meanwhile. Who sees a page that is bad is found out last:
-from the layer upwards, as far as no layer hides the page.
+Both go layer by layer, a step of a MiB at a time on a thread; of layers that are small, and there may be very many, it
+does some at a time. What is being made stands in the files themselves, so a server that starts anew goes on where it
+was. A check makes what is still missing, without a pace, and then reads all that the volume's snapshots stand on; the
+background rests meanwhile. Who sees a page that is bad is found out last: from the layer upwards, as far as no layer
+hides the page.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,7 @@ from shm_server.volumes.sight import who_sees
 log = logging.getLogger(__name__)
 
 DEFAULT_BYTES_PER_S = 64 << 20
+CALL_S = 0.005  # of a thread's time, with steps that are small
 LAYER_BYTES = 1 << 20  # what a layer costs, however small: its files are opened and synced
 MAX_PROBLEMS = 1000
 BAD_PAGE, LOST_CHECKSUM, DAMAGED_BLOCK, DAMAGED_HEADER = "bad page", "lost checksum", "damaged block", "damaged header"
@@ -92,11 +94,10 @@ class Scrubber:
         while self._must_look or self._new:
             numbers, self._new = None if self._must_look else self._new, set()
             self._must_look = False
-            for file in await self._sealed(numbers):
+            left = iter([file for file in await self._sealed(numbers) if file.number not in self._complete])
+            while (file := await self._first_incomplete(checks, left)) is not None:
                 if self._checking:
                     return  # which looks again at its end
-                if file.number in self._complete:
-                    continue
                 try:
                     await self._make(checks, file)
                 except OSError as error:
@@ -104,6 +105,19 @@ class Scrubber:
                         log.error("checksums of layer %d, %s: %s", file.number, file.name, error)
                         failed.add(file.number)
         self._new = failed  # they come along when there is something to do
+
+    async def _first_incomplete(self, checks: LayerChecks, files: Iterator[LayerFile]) -> LayerFile | None:
+        """None: there is none, or a check has come."""
+        while not self._checking:
+            skip = partial(_skip_complete, checks, files, self._runtime.clock)
+            complete, file, is_end = await self._call(skip)
+            # Another layer may have been merged into one of them since.
+            self._complete.update(number for number in complete if number not in self._new)
+            if file is not None or is_end:
+                found: LayerFile | None = file
+                return found
+            await self._runtime.pause
+        return None
 
     async def _make(self, checks: LayerChecks, file: LayerFile) -> None:
         if not await self._call(lambda: checks.is_complete(file)):
@@ -121,7 +135,8 @@ class Scrubber:
                     return
             if not await self._call(lambda: checks.is_complete(file)):
                 return  # a merge into it, or a promotion, has begun: which says when that is over
-        self._complete.add(file.number)
+        if file.number not in self._new:
+            self._complete.add(file.number)
 
     async def _sealed(self, numbers: set[int] | None = None) -> list[LayerFile]:
         """All sealed layers, or those of the numbers that are."""
@@ -155,22 +170,22 @@ class Scrubber:
         at = _Bytes(progress)
         checks = self._checks
         while checks is not None and (layers := await self._left(uuid, done)):
-            sizes = await self._call(lambda: [checks.allocated_bytes(file) for file in layers])
-            left_bytes = sum(sizes)
-            for file, size_bytes in zip(layers, sizes, strict=True):
-                at.left(left_bytes)
-                left_bytes -= size_bytes
-                done.add(file.number)
-                try:
-                    found = await self._check_layer(checks, file, at, renew=renew)
-                except OSError:
-                    progress.check()
-                    if await self._sealed({file.number}):
-                        raise
-                    continue  # it was merged meanwhile, and verified as it was
-                checked.layers += 1
-                checked.pages += found.pages
-                problems += await self._manager.on_thread(partial(self._tell, file, found))
+            done.update(file.number for file in layers)
+            steps = _through(checks, layers, renew=renew)
+            while some := await self._call(partial(_some, steps, self._runtime.clock)):
+                for step in some:
+                    at.add(step)
+                    if step.error is not None:
+                        progress.check()
+                        if await self._sealed({step.file.number}):
+                            raise step.error
+                        continue  # it was merged meanwhile, and verified as it was
+                    if (found := step.found) is not None:
+                        checked.layers += 1
+                        checked.pages += found.pages
+                        if not found.is_clean:
+                            problems += await self._manager.on_thread(partial(self._tell, step.file, found))
+                await self._runtime.pause
         checked.problems, checked.told = len(problems), problems[:MAX_PROBLEMS]
         return checked
 
@@ -178,25 +193,6 @@ class Scrubber:
         """Layers to look at. Asked once more behind them: the chain may have become another meanwhile."""
         chain: list[LayerFile] = await self._manager.on_thread(lambda: self._manager.lineage.chain(uuid))
         return [file for file in chain if file.is_sealed and file.number not in done]
-
-    async def _check_layer(self, checks: LayerChecks, file: LayerFile, at: _Bytes, *, renew: bool) -> Findings:
-        await self._steps(checks.complete(file), at, is_extra=True)
-        found = Findings()
-        await self._steps(checks.scrub(file, found), at)
-        if renew and (found.lost or found.damaged_blocks or found.is_header_damaged):
-            await self._call(lambda: checks.renew(file))
-            await self._steps(checks.complete(file), at, is_extra=True)
-            log.warning("damaged checksums of layer %d, %s, were made anew", file.number, file.name)
-            bad = found.bad
-            found = Findings()
-            await self._steps(checks.scrub(file, found), at, is_extra=True)
-            found.bad = sorted({*bad, *found.bad})
-        return found
-
-    async def _steps(self, steps: Iterator[int], at: _Bytes, *, is_extra: bool = False) -> None:
-        while (count := await self._call(lambda: next(steps, None))) is not None:
-            at.read(count, is_extra=is_extra)
-            await self._runtime.pause
 
     def _tell(self, file: LayerFile, found: Findings) -> list[Problem]:
         """On a thread."""
@@ -212,6 +208,79 @@ class Scrubber:
         return problems
 
 
+# On a thread --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """So much of a layer was read. The first says what is left, the last what was found, or why nobody knows."""
+
+    file: LayerFile
+    read_bytes: int = 0
+    is_extra: bool = False  # besides reading the layer once
+    left_bytes: int | None = None  # of this layer and those behind it
+    found: Findings | None = None
+    error: OSError | None = None
+
+
+def _through(checks: LayerChecks, layers: Sequence[LayerFile], *, renew: bool) -> Iterator[_Step]:
+    sizes = [checks.allocated_bytes(file) for file in layers]
+    left_bytes = sum(sizes)
+    for file, size_bytes in zip(layers, sizes, strict=True):
+        yield _Step(file, left_bytes=left_bytes)
+        left_bytes -= size_bytes
+        try:
+            found = yield from _through_layer(checks, file, renew=renew)
+        except OSError as error:
+            yield _Step(file, error=error)
+        else:
+            yield _Step(file, found=found)
+
+
+def _through_layer(checks: LayerChecks, file: LayerFile, *, renew: bool) -> Generator[_Step, None, Findings]:
+    yield from (_Step(file, count, is_extra=True) for count in checks.complete(file))
+    found = Findings()
+    yield from (_Step(file, count) for count in checks.scrub(file, found))
+    if renew and (found.lost or found.damaged_blocks or found.is_header_damaged):
+        checks.renew(file)
+        yield from (_Step(file, count, is_extra=True) for count in checks.complete(file))
+        log.warning("damaged checksums of layer %d, %s, were made anew", file.number, file.name)
+        bad = found.bad
+        found = Findings()
+        yield from (_Step(file, count, is_extra=True) for count in checks.scrub(file, found))
+        found.bad = sorted({*bad, *found.bad})
+    return found
+
+
+def _some(steps: Iterator[_Step], clock: Callable[[], float]) -> list[_Step]:
+    """As many as fit into CALL_S; none: that was all."""
+    begun_s = clock()
+    some = []
+    for step in steps:
+        some.append(step)
+        if clock() - begun_s >= CALL_S:
+            break
+    return some
+
+
+def _skip_complete(
+    checks: LayerChecks, files: Iterator[LayerFile], clock: Callable[[], float]
+) -> tuple[list[int], LayerFile | None, bool]:
+    """What is complete of the next ones, in CALL_S; the one behind that is not; whether that was all of them."""
+    begun_s = clock()
+    complete: list[int] = []
+    for file in files:
+        try:
+            if not checks.is_complete(file):
+                return complete, file, False
+        except OSError:  # who goes to work on it will hear of that again
+            return complete, file, False
+        complete.append(file.number)
+        if clock() - begun_s >= CALL_S:
+            return complete, None, False
+    return complete, None, True
+
+
 class _Bytes:
     """How far a check has come; what it has to do besides reading each layer once makes the whole longer."""
 
@@ -219,17 +288,12 @@ class _Bytes:
         self._progress = progress
         self._done = self._left = 0
 
-    def left(self, left_bytes: int) -> None:
-        self._left = left_bytes
-        self._tell()
-
-    def read(self, count: int, *, is_extra: bool) -> None:
-        self._done += count
-        if not is_extra:
-            self._left = max(0, self._left - count)
-        self._tell()
-
-    def _tell(self) -> None:
+    def add(self, step: _Step) -> None:
+        if step.left_bytes is not None:
+            self._left = step.left_bytes
+        self._done += step.read_bytes
+        if not step.is_extra:
+            self._left = max(0, self._left - step.read_bytes)
         self._progress.tell(self._done, self._done + self._left)
 
 

@@ -38,6 +38,7 @@ _IDENTITY_BYTES = 40  # of it, up to what changes
 ZERO_SUM = crc32c.crc32c(bytes(PAGE_BYTES))
 SECTOR_BYTES = 512
 BLOCK_PAGES = (SECTOR_BYTES - 4) // 4
+BLOCKS_AT_ONCE = 4096 // SECTOR_BYTES
 _EMPTY = bytes(SECTOR_BYTES)
 
 
@@ -252,6 +253,19 @@ class SumsFile:
                 raise
             return None
         return max(page, (at // SECTOR_BYTES - 1) * BLOCK_PAGES)
+
+    def next_run(self, page: int, end: int) -> tuple[int, int] | None:
+        """The next pages in a row, from ``page`` on and before ``end``, that have a checksum: the first, how many."""
+        while (at := self.next_page(page)) is not None and at < end:
+            # No more than a file system's block, which the header shares with the first ones: the next may be a hole.
+            page = min(end, at + BLOCKS_AT_ONCE * BLOCK_PAGES)
+            entries = self.entries(at, page - at)
+            raw = entries.tobytes()
+            start = (len(raw) - len(raw.lstrip(b"\0"))) // entries.itemsize
+            if start < len(entries):
+                stop = entries.index(NONE, start) if NONE in entries[start:] else len(entries)
+                return at + start, stop - start
+        return None
 
     # Changing -------------------------------------------------------------------------------------------------------
 

@@ -121,23 +121,23 @@ def _hold_against(
 
 
 def _pieces(data: DescriptorStore, size: int, page: int, sums: SumsFile | None = None) -> Iterator[tuple[int, int]]:
-    """Pages that have data, or a checksum, from ``page`` on: a step's worth of neighbours at a time."""
+    """Pages that have data, or a checksum, from ``page`` on: a step's worth of neighbours at a time. What is a hole and
+    has none is not gone through: a layer of a large volume has few pages."""
     end = _page_after(size)
     while page < end:
         is_data, run = data.extent(page * PAGE_BYTES, size - page * PAGE_BYTES)
         stop = page * PAGE_BYTES + run
         if is_data:
             last = _page_after(stop)
+        elif (last := stop // PAGE_BYTES if stop < size else end) == page:
+            last = page + 1  # a page of which only the end has data
         else:
-            last = stop // PAGE_BYTES if stop < size else end
-            if last > page:
-                summed = sums.next_page(page) if sums is not None else None
-                if summed is None or summed >= last:
-                    page = last
-                    continue
-                page = summed
-            else:
-                last = page + 1  # a page of which only the end has data
+            found = sums.next_run(page, last) if sums is not None else None
+            if found is None:
+                page = last
+                continue
+            page, count = found
+            last = page + count
         while page < last:
             count = min(STEP_PAGES, last - page)
             yield page, count

@@ -51,6 +51,23 @@ def test_what_is_put_is_found_again(sums: SumsFile, path: Path) -> None:
     assert not any(path.read_bytes()[SECTOR_BYTES:]), "a block without checksums is a hole's bytes"
 
 
+def test_runs_of_checksums_are_found_between_holes(sums: SumsFile) -> None:
+    """In a block with others, in the one that shares the header's room, far away; cut where they are not asked for."""
+    assert sums.next_run(0, 1 << 40) is None
+    for first, count in ((3, 2), (BLOCK_PAGES, 1), (1 << 30, 2000)):
+        sums.put(first, array("I", [7] * count))
+    assert sums.next_run(0, 1 << 40) == (3, 2)
+    assert sums.next_run(4, 1 << 40) == (4, 1)
+    assert sums.next_run(5, 1 << 40) == (BLOCK_PAGES, 1)
+    assert sums.next_run(5, BLOCK_PAGES) is None
+    assert sums.next_run(BLOCK_PAGES + 1, 1 << 30) is None
+    found, page = 0, BLOCK_PAGES + 1
+    while (run := sums.next_run(page, (1 << 30) + 1999)) is not None:
+        found += run[1]
+        page = sum(run)
+    assert (found, page) == (1999, (1 << 30) + 1999)
+
+
 def test_the_file_is_as_the_documentation_says(sums: SumsFile, path: Path) -> None:
     """A reader made from docs/ON-DISK.md alone finds a checksum, and how far the file goes."""
     sums.put(BLOCK_PAGES + 1, array("I", [0xDEADBEEF]))

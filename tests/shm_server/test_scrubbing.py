@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from shm_server.runtime import Runtime
 from shm_server.scrubbing import BAD_PAGE, DAMAGED_BLOCK, DAMAGED_HEADER, LOST_CHECKSUM
-from shm_server.stores import merging
+from shm_server.stores import linux, merging, summing
 from shm_server.stores.base import BadPageError, Findings
 from shm_server.stores.checked import CheckedReader
 from shm_server.stores.checksums import SECTOR_BYTES, SumsFile
@@ -319,6 +320,52 @@ def test_a_check_does_not_look_at_all_layers_for_each(pool: Pool, monkeypatch: p
     monkeypatch.setattr(pool.manager.lineage, "chain", lambda uuid: asked.append(uuid) or chain(uuid))
     assert pool.check("demo").layers == 12
     assert len(asked) == 2
+
+
+def test_a_check_goes_through_no_holes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it reads of a layer are the layer's own pages, however large the volume is."""
+    size = 1 << 30
+    pool.run(pool.manager.create("large", size))
+    with pool.volume("large") as volume:
+        pool.write(volume, 0, content(0))
+        snapshot(pool, "base", "large")
+        pool.write(volume, size - PAGE, content(1))
+        pool.write(volume, size // 2, content(2) * 3)
+        snapshot(pool, "layer", "large")
+        asked: list[tuple[int, int]] = []
+        read_pages = summing._read
+        monkeypatch.setattr(summing, "_read", lambda *those: asked.append(those[1:]) or read_pages(*those))
+        assert pool.check("large").pages == 5
+        assert sorted(asked) == [(0, 1), (size // 2 // PAGE, 3), (size // PAGE - 1, 1)]
+
+
+def test_a_page_that_became_a_hole_is_bad(pool: Pool, volume: Volume) -> None:
+    """It has a checksum, and is looked for by that."""
+    with base(pool).open("r+b") as file:
+        linux.fallocate(file.fileno(), linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE, 200 * PAGE, PAGE * 300)
+    [problem] = pool.check("demo").told
+    assert (problem.page, problem.pages) == (200, 300)
+
+
+def test_small_layers_are_not_checked_one_by_one(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them would each wait for a thread, and for the loop, several times."""
+    pool = Pool(directory, runtime=Runtime(clock=lambda: 0.0))
+    pool.run(pool.manager.create("demo", SIZE))
+    with pool.volume("demo") as volume:
+        for number in range(8):
+            pool.write(volume, number * PAGE, content(number))
+            pool.run(pool.snapshots.create("demo", f"s{number}"))
+    calls: list[object] = []
+    call = pool.scrubber._call
+    monkeypatch.setattr(pool.scrubber, "_call", lambda function: calls.append(function) or call(function))
+    assert pool.check("demo").layers == 8
+    assert len(calls) == 2, "all of them at once, and then there are no more"
+    calls.clear()
+    pool.scrubber._complete.clear()
+    pool.scrubber.look()
+    pool.settle()
+    assert len(calls) <= 2
+    pool.close()
 
 
 def test_a_volume_without_snapshots_has_nothing_to_check(pool: Pool) -> None:
