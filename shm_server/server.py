@@ -2,8 +2,8 @@
 
 A turn serves a bounded batch of every client that has entries in its ring, one step of every long operation, and what
 the worker threads have finished; then it publishes completions, once per client. Only when there is nothing to do does
-it raise its sleep words, look at the rings once more, and sleep in epoll; under load sockets are looked at every few
-turns. Requests of clients are answered in requests.py, entries in dispatch.py; this file knows when, not what.
+it raise its sleep words, look at the rings once more, and sleep in epoll; under load sockets are looked at every
+millisecond. Requests of clients are answered in requests.py, entries in dispatch.py; this file knows when, not what.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from shm_server.volumes.catalog import Catalog
 log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 128
-TURNS_PER_POLL = 16  # under load, sockets are looked at every so many turns
+POLL_S = 0.001  # under load, sockets are looked at behind the turn that ends so long after the last look
 STARVED_POLL_S = 0.005  # a client whose completion ring is full rings no doorbell when it makes room
 DRAIN_LIMIT_S = 30.0
 ACCEPT_RETRY_S = 1.0
@@ -215,12 +215,13 @@ class Server:
 
     def _turn(self) -> None:
         """Work until there is nothing to do, then sleep once."""
-        turns = 0
+        clock = time.monotonic
+        due = clock() + POLL_S
         while not self._is_stopping:
             if self._serve():
-                turns += 1
-                if turns % TURNS_PER_POLL == 0:
+                if clock() > due:
                     self._poll(0)
+                    due = clock() + POLL_S
             elif self._may_sleep():
                 break
         else:

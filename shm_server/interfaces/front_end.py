@@ -36,6 +36,8 @@ from shm_server.volumes.handle import Handle
 log = logging.getLogger(__name__)
 
 BATCH_REQUESTS = 16  # of one ring per turn, and between two looks of the guest at what is used
+LARGE_BATCH_REQUESTS = 4  # where requests are large
+BATCH_BYTES = 4 << 20  # moved for one machine per turn: then the others have theirs
 MAX_MESSAGES = 64  # that wait for one before them
 MAX_CONFIG_BYTES = 256
 
@@ -74,6 +76,7 @@ class FrontEnd:
         self._device = BlockDevice(handle, self._done)
         self._queues = [Virtqueue(index) for index in range(MAX_QUEUES)]
         self._running: list[Ring] = []
+        self._batch = BATCH_REQUESTS
         self._protocol_features = 0
         self._is_paused = False  # no requests are taken
         self._drained: Wait[None] | None = None
@@ -116,17 +119,24 @@ class FrontEnd:
     # The guest's requests -------------------------------------------------------------------------------------------
 
     def serve(self) -> bool:
-        """A batch of every ring that has something; False: there was nothing."""
+        """A batch of every ring that has something, as long as there is not much to move; False: there was nothing."""
         worked = False
         if self._is_paused:
             return False
-        for ring in self._running:
-            if ring.is_active and (chains := ring.take(self._memory, BATCH_REQUESTS)):
+        handle, running = self._handle, self._running
+        before = handle.read_bytes + handle.written_bytes
+        for number, ring in enumerate(running, 1):
+            if ring.is_active and (chains := ring.take(self._memory, self._batch)):
                 worked = True
                 for chain in chains:
                     self._device.start(chain)
                 if ring.has_pending:
                     ring.publish()
+                if handle.read_bytes + handle.written_bytes - before >= BATCH_BYTES:
+                    self._batch = LARGE_BATCH_REQUESTS
+                    self._running = running[number:] + running[:number]  # those that had no turn come first
+                    return True
+        self._batch = BATCH_REQUESTS
         return worked
 
     def publish(self) -> None:

@@ -1,0 +1,86 @@
+"""What a turn of the loop may take of the others: bytes for one machine, time between two looks at the sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shm_server import server as server_module
+from shm_server.interfaces.front_end import BATCH_BYTES, BATCH_REQUESTS, LARGE_BATCH_REQUESTS, FrontEnd
+from shm_server.server import POLL_S, Server, Settings
+
+
+def test_sockets_are_looked_at_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind every turn that is long, and not behind each of many that are short."""
+    server: Any = Server(Settings(tmp_path / "pool", tmp_path / "shm.sock"))
+    now, turns, looks = 100.0, 0, []
+    durations = iter([2 * POLL_S] * 5 + [POLL_S / 100] * 50)
+
+    def serve() -> bool:
+        nonlocal now, turns
+        duration = next(durations, None)
+        if duration is None:
+            return False
+        now, turns = now + duration, turns + 1
+        return True
+
+    monkeypatch.setattr(server_module.time, "monotonic", lambda: now)
+    server._serve, server._may_sleep = serve, lambda: True
+    server._poll = lambda timeout_s: looks.append((turns, timeout_s))
+    server._runtime = SimpleNamespace(timeout_s=lambda: 1.0)
+    server._turn()
+    assert looks == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (55, 1.0)]
+
+
+class Ring:
+    """It always has requests, each of ``size`` bytes."""
+
+    is_active, has_pending = True, False
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken: list[int] = []
+
+    def take(self, _memory: object, limit: int) -> list[int]:
+        self.taken.append(limit)
+        return [self.size] * limit
+
+
+@pytest.fixture
+def machine() -> Iterator[Any]:
+    """A front end whose device does nothing but count."""
+    handle = SimpleNamespace(words="", read_bytes=0, written_bytes=0, volume=SimpleNamespace(runtime=None))
+    watching: Any = SimpleNamespace(watch=lambda *_: None, unwatch=lambda *_: None)
+    ours, theirs = socket.socketpair()
+    front_end: Any = FrontEnd(watching, ours, handle, (1, 0), lambda: None)  # type: ignore[arg-type]
+
+    def start(size: int) -> None:
+        handle.read_bytes += size
+
+    front_end._device = SimpleNamespace(start=start)
+    with ours, theirs:
+        yield front_end
+
+
+def test_rings_with_much_to_move_take_turns(machine: Any) -> None:
+    """A machine has 4 MiB in a turn, from its second on, and goes on with the ring that had none."""
+    rings = [Ring(1 << 20) for _ in range(3)]
+    machine._running = rings
+    for _ in range(6):
+        assert machine.serve()
+    assert [ring.taken for ring in rings] == [[BATCH_REQUESTS, LARGE_BATCH_REQUESTS]] + [[LARGE_BATCH_REQUESTS] * 2] * 2
+    assert LARGE_BATCH_REQUESTS << 20 == BATCH_BYTES
+
+
+def test_rings_with_little_to_move_are_all_served(machine: Any) -> None:
+    """Each in every turn, in whole batches, as soon as its requests are small again."""
+    rings = [Ring(4096) for _ in range(8)]
+    machine._running, machine._batch = rings, LARGE_BATCH_REQUESTS
+    for _ in range(3):
+        assert machine.serve()
+    assert [ring.taken for ring in rings] == [[LARGE_BATCH_REQUESTS, BATCH_REQUESTS, BATCH_REQUESTS]] * 8
