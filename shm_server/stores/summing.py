@@ -38,6 +38,7 @@ def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
     sums = checks.sums(file)
     is_fresh, merges = not sums.is_there, sums.merges
     with checks.passing(file) as changes, _opened(file, checks) as data:
+        data.sync_data()  # or the checksum may be on the disk before its page: a merge that was given up syncs nothing
         size = data.size_bytes()
         total = _page_after(size)
         page = sums.covered if sums.is_there else 0

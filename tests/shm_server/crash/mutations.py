@@ -27,6 +27,7 @@ FOUND = (
     "SQLite: the wal",  # which is synchronous=FULL
     "checksums.py: SumsFile.cover, the file",
     "checksums.py: SumsFile.sync, the file",
+    "checksums.py: SumsFile.uncover, the file",
     "descriptor.py: DescriptorStore.resize, the data",
     "descriptor.py: DescriptorStore.sync, the data",
     "file.py: FileStores.create, the directory",
@@ -47,11 +48,11 @@ FOUND = (
     "redo.py: RedoFile._make_durable, the file",
     "redo.py: RedoFile.replay, the data",
     "redo.py: RedoFile.replay, the record",
+    "summing.py: complete, the data",
     "table.py: Table.finish, the file",
     "table.py: Table.use, the file",
 )
 SPARE = {
-    "checksums.py: SumsFile.uncover, the file": "a merge that took them away begins anew, and puts them there again",
     "checksums.py: SumsFile.cover, the directory": "a file that is lost is made anew",
     "SQLite: the journal": "only a new catalogue has one, and there is nothing yet that it could bring back",
     "SQLite: the name of the journal": "the same",

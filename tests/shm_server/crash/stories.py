@@ -6,6 +6,7 @@ and nobody knows that.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -198,9 +199,32 @@ def templates(life: Life) -> None:
     life.write("e", 5 * PAGE, PAGE)
 
 
+def a_merge_that_is_given_up(life: Life) -> None:
+    """Somebody wants the volume while it becomes a plain one: checksums are made of what was copied by then."""
+    life.create("v")
+    life.write("v", 0, PAGES * PAGE)
+    life.snapshot("v", "s1")
+    life.remove("v", "s1")
+    life.pool.settle()
+    for page in range(1, PAGES, 2):
+        life.write("v", page * PAGE, PAGE)
+    life.flush("v")
+    life.let_go("v")
+    base = os.stat(life.directory / "volumes" / "v.raw").st_ino
+    life.pool.snapshots.tidy()
+    before = len(life.recorder.events)
+    while not any(event.inode == base and event.kind == "write" for event in life.recorder.events[before:]):
+        life.pool.turn()
+    life.write("v", 5 * PAGE, PAGE)
+    assert "v" in life.pool.manager.layers, "it was given up"
+    life.pool.settle()
+    life.flush("v")
+
+
 STORIES = {
     "templates": (templates,),
     "snapshots": (snapshots, after_a_start),
     "deaths": (deaths,),
     "atomic": (an_atomic_write, what_comes_over_it),
+    "given up": (a_merge_that_is_given_up,),
 }
