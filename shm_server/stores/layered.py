@@ -408,16 +408,20 @@ class LayeredStore:
             if log is not None:
                 covered = log.claimed  # before the sync: what is claimed while we wait is not covered
             layer.data.sync_data()
-            if log is None or not log.is_behind(covered):
-                continue
             # In memory the barrier is for who copies the files elsewhere; but below the top, for who will seal them.
-            if self._lock.acquire(blocking=not self.is_sync_instant or layer is not self.stack.top):
+            is_top = layer is self.stack.top
+            if log is None:
+                continue
+            if log.is_behind(covered) and self._lock.acquire(blocking=not self.is_sync_instant or not is_top):
                 try:
                     log.barrier(covered)
                     self._note()
                 finally:
                     self._lock.release()
                 log.sync(covered)
+            if not is_top:
+                with self._lock:
+                    log.witness()
 
     @property
     def must_settle(self) -> bool:
@@ -427,6 +431,7 @@ class LayeredStore:
         self.sync()
         logs = [layer.log for layer in self._unsealed if layer.log is not None]
         if not any(log.is_behind(log.claimed) for log in logs):
+            self._log.witness()
             self._owners.finish(self._log.place())
 
     def scrub(self) -> None:

@@ -8,7 +8,9 @@ Data are with the kernel before their record is, so after the death of a process
 may have kept a record without its data: where the log was last written in another boot than the one that runs, only
 records that a barrier covers are believed. Who opens it to write then appends a BOOT, which voids the others for good.
 A record never straddles a sector, each has a CRC32C that begins with the header's, and the first that does not fit ends
-the log. docs/ON-DISK.md is the long form of this.
+the log: a power cut may have kept what came behind it, and not that. It is damage, and EIO, where it was durable once:
+a barrier says up to where the log itself was, when that was written, and the last of a layer that is sealed or closed
+says nothing else. A dead process leaves no such gap. docs/ON-DISK.md is the long form of this.
 
 Who knows already what the log says up to some ``Place`` (owners.py does) has only the rest read.
 """
@@ -19,6 +21,7 @@ import errno
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +38,8 @@ DATA, ZERO, BARRIER, BOOT = 1, 2, 3, 4
 _MAGIC = b"OVSLAYER"
 _HEADER = struct.Struct("<8sIIQ16s16sI")  # magic, format, page bytes, layer, volume's uuid, boot id, crc32c
 HEADER_BYTES = 512  # a sector: written whole or not at all
-_RECORD = struct.Struct("<IIQQQ")  # crc32c, kind, first page, page count, its own offset in the log
+# crc32c, kind, first page, page count, its own offset in the log; of a barrier: what it covers, what is durable
+_RECORD = struct.Struct("<IIQQQ")
 RECORD_BYTES = _RECORD.size
 _BOOT = struct.Struct("<QQ")  # 16 bytes, as a record's page and count
 _READ_BYTES = 4096 * RECORD_BYTES
@@ -81,6 +85,8 @@ class MapLog:
         self._length = 0  # where the next record goes
         self._claimed = 0  # where the last record ends that is a run's
         self._durable = 0  # up to here records are believed after a power cut
+        self._synced = 0  # up to here the log itself is durable
+        self._told = 0  # and up to here a barrier says so
         self._last = 0  # the checksum of the last record, or of the header
         self._room = 0  # up to here the file has its space
 
@@ -91,10 +97,11 @@ class MapLog:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.pwrite(self._fd, self._header(), 0)
         os.fsync(self._fd)
-        self._length = self._claimed = self._durable = HEADER_BYTES
+        self._length = self._claimed = self._durable = self._synced = self._told = HEADER_BYTES
 
     def open(self, *, is_sealed: bool = False, since: Place | None = None) -> Sequence[Run]:
-        """Open it; the runs that are believed, oldest first. EPROTONOSUPPORT: a newer format; EIO: no map of ours.
+        """Open it; the runs that are believed, oldest first. EPROTONOSUPPORT: a newer format; EIO: no map of ours, or
+        it is damaged.
 
         ``is_sealed``: the layer is durable as a whole, so what its last barrier does not cover is nobody's, and nothing
         is written. ``since``: only those behind it; has() was asked.
@@ -110,11 +117,13 @@ class MapLog:
             # Or what is behind a damaged record would count again once another stands in its place.
             if os.fstat(self._fd).st_size > self._length:
                 os.ftruncate(self._fd, self._length)
+                os.fdatasync(self._fd)
             if is_past:
                 first, count = _BOOT.unpack(boot_id())
                 self._put(self._record(BOOT, first, count, self._length))
             # Its writer may have died between barrier() and sync(): a barrier that was read is not a durable one.
             os.fdatasync(self._fd)
+            self._synced = self._length
         return [run for run in runs if run is not None]
 
     def has(self, place: Place) -> bool:
@@ -144,6 +153,7 @@ class MapLog:
         runs: list[Run | None] = []
         at, boot = since.length, since.boot
         self._claimed, self._durable, self._last = since.claimed, since.durable, since.checksum
+        self._told = since.length
         while block := memoryview(os.pread(self._fd, _READ_BYTES, at)):
             whole = len(block) - len(block) % RECORD_BYTES
             begin = at
@@ -151,12 +161,14 @@ class MapLog:
                 start = at - begin
                 if own != at or checksum != self._checksum(block[start + 4 : start + RECORD_BYTES]):
                     self._length = at
+                    self._check_end(boot)
                     return runs, boot
                 at += RECORD_BYTES
                 self._last = checksum
                 runs.append(Run(kind, first, count) if kind in (DATA, ZERO) else None)
                 if kind == BARRIER:
                     self._durable = max(self._durable, first)
+                    self._told = at if count == own else max(self._told, count)
                 elif kind == BOOT:
                     boot = _BOOT.pack(first, count)
                     self._void(runs, since.length)
@@ -166,6 +178,26 @@ class MapLog:
                 break
         self._length = at
         return runs, boot
+
+    def _check_end(self, boot: bytes) -> None:
+        """Of a log that goes on behind its last whole record. EIO: with one that was durable, or of a dead process."""
+        at = self._length
+        size = os.fstat(self._fd).st_size
+        is_gap = is_of_now(boot) and size - at >= RECORD_BYTES and not self._has_record(at)  # if somebody just wrote it
+        while not is_gap and (block := os.pread(self._fd, _READ_BYTES, at)):
+            whole = len(block) - len(block) % RECORD_BYTES
+            for start, (_, kind, _, told, own) in zip(
+                range(0, whole, RECORD_BYTES), _RECORD.iter_unpack(block[:whole]), strict=True
+            ):
+                if kind == BARRIER and told > self._length and own == at + start and self._has_record(own):
+                    is_gap = True
+            at += len(block)
+        if is_gap:
+            raise OSError(errno.EIO, f"{self.path} is damaged at byte {self._length}: who has which page is not known")
+
+    def _has_record(self, at: int) -> bool:
+        raw = os.pread(self._fd, RECORD_BYTES, at)
+        return len(raw) == RECORD_BYTES and self._checksum(raw[4:]) == int.from_bytes(raw[:4], "little")
 
     def _void(self, runs: list[Run | None], begin: int) -> None:
         """What no barrier covers may have no data behind it; ``runs`` are the records from ``begin`` on."""
@@ -246,12 +278,23 @@ class MapLog:
 
     def barrier(self, covered: int) -> None:
         """The data of every run before ``covered`` are durable; so is this with the next sync()."""
-        self._put(self._record(BARRIER, covered, 0, self._length))
+        told = self._synced
+        self._put(self._record(BARRIER, covered, told, self._length))
+        self._told = max(self._told, told)
 
     def sync(self, covered: int) -> None:
         """Behind barrier(): now those runs are believed for good."""
+        length = self._length
         os.fdatasync(self._fd)
         self._durable = max(self._durable, covered)
+        self._synced = max(self._synced, length)
+
+    def witness(self) -> None:
+        """Nothing more is written, for now: say that all of it is durable. Not synced: without it nothing is wrong."""
+        if self._synced > self._told and self._length == self._synced:
+            with suppress(OSError):  # a full disk
+                self.barrier(self._durable)
+                self._told = self._length
 
     def close(self) -> None:
         if self._fd >= 0:

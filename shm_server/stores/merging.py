@@ -165,6 +165,7 @@ def _make_durable(lower: DescriptorStore, log: MapLog | None) -> None:
     if log is not None and log.is_behind(covered):
         log.barrier(covered)
         log.sync(covered)
+        log.witness()
 
 
 def _copy(

@@ -98,20 +98,91 @@ def test_of_a_sealed_layer_what_no_barrier_covers_is_nobodys(log: MapLog, path: 
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("at", range(HEADER_BYTES, HEADER_BYTES + 3 * RECORD_BYTES))
-def test_the_first_record_that_is_damaged_ends_it(log: MapLog, path: Path, at: int) -> None:
-    """Any byte; and what is appended next is found."""
-    append_all(log)
+def flip(path: Path, at: int) -> None:
     with path.open("r+b") as file:
-        file.seek(at)
         (byte,) = os.pread(file.fileno(), 1, at)
-        file.write(bytes([byte ^ 1]))
-    whole = RUNS[: (at - HEADER_BYTES) // RECORD_BYTES]
-    assert opened(path) == whole
+        os.pwrite(file.fileno(), bytes([byte ^ 1]), at)
+
+
+@pytest.mark.parametrize("at", range(HEADER_BYTES, HEADER_BYTES + 3 * RECORD_BYTES, 5))
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_a_dead_process_leaves_no_gap(log: MapLog, path: Path, at: int, is_sealed: bool) -> None:
+    """Any byte of any record: it is damage, and EIO, and nothing is cut off."""
+    append_all(log)
+    flip(path, at)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=rf"7\.map is damaged at byte {at // RECORD_BYTES * RECORD_BYTES}"):
+        opened(path, is_sealed=is_sealed)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("at", range(HEADER_BYTES, HEADER_BYTES + 4 * RECORD_BYTES, 5))
+def test_a_power_cut_leaves_none_in_what_was_durable(
+    log: MapLog, path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Before what a barrier says was durable a gap is damage; behind that it ends the log. What is appended next
+    counts, and what stood behind the gap does not any more."""
+    log.append(*RUNS[0])
+    log.barrier(log.claimed)
+    log.sync(log.claimed)
+    log.append(*RUNS[1])
+    log.barrier(log.claimed)
+    flip(path, at)
+    another_boot(monkeypatch)
+    if at < HEADER_BYTES + 2 * RECORD_BYTES:
+        with pytest.raises(OSError, match="is damaged at byte"):
+            opened(path)
+        return
+    assert opened(path) == RUNS[:1]
     again = MapLog(path, 7, UUID)
     again.open()
-    again.append(*RUNS[1])
-    assert opened(path) == [*whole, RUNS[1]]
+    again.append(*RUNS[2])
+    assert opened(path) == [RUNS[0], RUNS[2]]
+
+
+@pytest.mark.parametrize("at", range(HEADER_BYTES, HEADER_BYTES + 3 * RECORD_BYTES, 5))
+def test_its_last_barrier_is_a_witness(log: MapLog, path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Of what is closed, or sealed, no record can go without that being seen, after any boot; but for the witness."""
+    log.append(*RUNS[0])
+    covered = log.claimed
+    log.barrier(covered)
+    log.sync(covered)
+    log.witness()
+    length = path.stat().st_size
+    log.witness()
+    assert path.stat().st_size == length == HEADER_BYTES + 3 * RECORD_BYTES
+    flip(path, at)
+    another_boot(monkeypatch)
+    if at < length - RECORD_BYTES:
+        with pytest.raises(OSError, match="is damaged at byte"):
+            opened(path, is_sealed=True)
+    else:
+        assert opened(path, is_sealed=True) == RUNS[:1]
+
+
+def test_a_witness_is_told_once(log: MapLog, path: Path) -> None:
+    """However often the log is opened and closed."""
+    log.append(*RUNS[0])
+    log.barrier(log.claimed)
+    log.sync(log.claimed)
+    log.witness()
+    before = path.stat().st_size
+    again = MapLog(path, 7, UUID)
+    again.open()
+    again.witness()
+    assert path.stat().st_size == before
+
+
+def test_who_appends_meanwhile_damages_nothing(log: MapLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who only looks may have read the end of the log before a record was there, and asked for its size behind that."""
+    append_all(log)
+    whole = path.read_bytes()
+    reads = iter([whole[:HEADER_BYTES], whole[HEADER_BYTES:-RECORD_BYTES] + bytes(RECORD_BYTES)])
+    pread = os.pread
+    monkeypatch.setattr(maplog.os, "pread", lambda *place: next(reads, None) or pread(*place))
+    looking = MapLog(path, 7, UUID)
+    looking.open(is_sealed=True)
+    looking.close()
 
 
 def test_a_log_that_is_cut_anywhere_has_the_records_before(log: MapLog, path: Path) -> None:
