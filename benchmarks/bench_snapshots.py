@@ -2,12 +2,13 @@
 
 Two maps (pasts.py): *old*, all data are older than the snapshots; *scattered*, every page was last written between a
 different pair of snapshots. Random 4 KiB and sequential 1 MiB, 32 outstanding: through the shared-memory client, volume
-by volume in turn, each as a ratio to the volume without snapshots; and by `qemu-img bench` over iSCSI, beside qcow2
-with internal snapshots behind qemu-storage-daemon's NBD export on a Unix socket. A write is measured twice: the first
-after a snapshot, when its page gets a place in the new layer, and once the page has one. Then how long a snapshot, a
-clone and opening take, by size and by how many snapshots there are, and what memory the server needs.
+by volume in turn, another one first in each round, each as a ratio to the volume without snapshots; and by `qemu-img
+bench` over iSCSI, beside qcow2 with internal snapshots behind qemu-storage-daemon's NBD export on a Unix socket. A
+write is measured twice: the first after a snapshot, when its page gets a place in the new layer, and once the page has
+one. Then how long a snapshot, a clone and opening take, by size and by how many snapshots there are, and what memory
+the server needs.
 
-    make bench-snapshots                     about three minutes
+    make bench-snapshots                     about four minutes; stderr says how far it is
     make bench-snapshots ARGS='--quick'      a first look: one round, less of everything
     python -m benchmarks.bench_snapshots --only shm --markdown
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import pasts, qemu, report
 from benchmarks.load import Load, Moved, Shape, at_random, fill, in_order
@@ -36,6 +38,9 @@ from tests.interop.serving import Serve
 TMPFS = Path("/dev/shm")
 DEPTH = 32
 PARTS = ("shm", "qcow2", "costs")
+WARM_S = 0.05
+
+T = TypeVar("T")
 
 RANDOM_READ, READ = Shape("read", 4 * KIB, DEPTH), Shape("read", MIB, DEPTH)
 RANDOM_WRITE, WRITE = Shape("write", 4 * KIB, DEPTH), Shape("write", MIB, DEPTH)
@@ -102,6 +107,11 @@ class Results:
     def median(self, point: Point, column: str) -> float:
         return statistics.median(self.rates[point, column])
 
+    def ratio(self, point: Point, column: str, to: str) -> float:
+        """The median of the rounds' ratios: what was measured one behind the other."""
+        pairs = zip(self.rates[point, column], self.rates[point, to], strict=True)
+        return statistics.median(rate / other for rate, other in pairs)
+
     def rate(self, point: Point, column: str) -> str:
         return report.rate(self.median(point, column), point.shape.block_bytes)
 
@@ -113,6 +123,7 @@ class Results:
 def prepared(directory: Path, every: Sequence[Past], options: argparse.Namespace) -> Iterator[Serve]:
     """A server with these volumes, full of random bytes, each with its past; nothing is left of it."""
     serve = Serve(directory, {past.name: str(options.size) for past in every}, ready_timeout_s=60)
+    report.say(f"filling {len(every)} volumes")
     try:
         with serve, shm_client.Context(state_dir=serve.state_dir) as context:
             pool = Path(context.pool)
@@ -123,6 +134,7 @@ def prepared(directory: Path, every: Sequence[Past], options: argparse.Namespace
             serve.stop()
         for past in every:
             if past.snapshots:
+                report.say(f"making the past of {past.name}")
                 pasts.add_past(pool, past.name, past.kind, past.snapshots)
         with serve:
             yield serve
@@ -140,31 +152,50 @@ def through_shared_memory(serve: Serve, every: Sequence[Past], options: argparse
         context = stack.enter_context(shm_client.Context(state_dir=serve.state_dir, segment_bytes=128 * MIB))
         volumes = [(past, stack.enter_context(context.open(past.name, os.O_RDWR))) for past in every]
         settle(context, volumes)
-        for _ in range(options.rounds):
-            for point in READS:
-                for past, volume in volumes:
-                    load = Load(context, volume, point.shape)
-                    order = order_of(point.shape, options.size)
-                    results.add(point, past.title, load.run(order, options.seconds))
-                    load.close()
         for number in range(options.rounds):
+            report.say(f"shared-memory client: reads, round {number + 1} of {options.rounds}")
+            for point in READS:
+                order = order_of(point.shape, options.size)
+                for past, volume in rotated(volumes, number):
+                    with warm(context, volume, point.shape, order) as load:
+                        results.add(point, past.title, load.run(order, options.seconds))
+        for number in range(options.rounds):
+            report.say(f"shared-memory client: writes, round {number + 1} of {options.rounds}")
             for shape in (RANDOM_WRITE, WRITE):
-                for past, volume in volumes:
-                    if past.snapshots:
-                        context.create_snapshot(past.name, f"shm-{number}-{shape.block_bytes}")
-                    load = Load(context, volume, shape)
-                    order = order_of(shape, options.size)[: options.pages]
-                    results.add(Point(shape, FIRST), past.title, load.run_once(order))
-                    results.add(Point(shape, AGAIN), past.title, load.run(order, options.seconds))
-                    load.close()
+                order = order_of(shape, options.size)[: options.pages]
+                for past, volume in rotated(volumes, number):
+                    with warm(context, volume, shape, order) as load:
+                        if past.snapshots:
+                            context.create_snapshot(past.name, f"shm-{number}-{shape.block_bytes}")
+                        results.add(Point(shape, FIRST), past.title, load.run_once(order))
+                        results.add(Point(shape, AGAIN), past.title, load.run(order, options.seconds))
     return results
+
+
+def rotated(volumes: Sequence[T], number: int) -> list[T]:
+    """Another one is first in each round."""
+    number %= len(volumes)
+    return [*volumes[number:], *volumes[:number]]
+
+
+@contextmanager
+def warm(context: shm_client.Context, volume: shm_client.Volume, shape: Shape, order: Sequence[int]) -> Iterator[Load]:
+    """A load whose buffers, and whose volume, were used just now. Else whoever comes first pays for memory."""
+    load = Load(context, volume, shape)
+    load.run(order, WARM_S)
+    try:
+        yield load
+    finally:
+        load.close()
 
 
 def settle(context: shm_client.Context, volumes: Sequence[tuple[Past, shm_client.Volume]]) -> None:
     """What the server does behind a snapshot is done: all checksums are made, and every page was read, and held against
     its own, since its volume was opened. Else the first read of each page is measured, and who makes checksums."""
     for past, volume in volumes:
-        context.check_volume(past.name)
+        if past.snapshots:
+            report.say(f"checking {past.name}, and reading all of it")
+            context.check_volume(past.name)
         load = Load(context, volume, READ)
         load.run_once(in_order(volume.size, READ.block_bytes))
         load.close()
@@ -180,14 +211,15 @@ def print_shared_memory(results: Results, every: Sequence[Past], options: argpar
     for point in POINTS:
         row = [point.name, results.rate(point, NONE.title)]
         for past in every[1:]:
-            ratio = results.median(point, past.title) / results.median(point, NONE.title)
+            ratio = results.ratio(point, past.title, NONE.title)
             row.append(f"{ratio:.2f}")
             if (goal := point.goal(past)) is not None and ratio < goal:
                 missed.append(f"{point.name}, {past.title}: {ratio:.2f} of {goal:g}")
         rows.append(row)
     head = ["shared-memory client", *(past.title for past in every)]
     print(report.table(head, rows, markdown=options.markdown))
-    print(f"medians of {options.rounds} rounds, ratios to the volume without snapshots, on {options.size // MIB} MiB\n")
+    rounds, size = f"{options.rounds} rounds of {options.seconds:g} s", f"{options.size // MIB} MiB"
+    print(f"medians of {rounds} on {size}; ratios to the volume without snapshots\n")
     return missed
 
 
@@ -213,6 +245,7 @@ def beside_qcow2(serve: Serve, every: Sequence[Past], directory: Path, options: 
 
         pairs, volumes = [], []
         for past in every:
+            report.say(f"qcow2 makes {past.snapshots:,} snapshots, in {options.qcow2_seconds:g} s at most")
             image = Qcow2(directory / past.name, options.size)
             daemon = stack.enter_context(image.served())
             made = image.add_past(daemon, past.snapshots, options.qcow2_seconds) if past.snapshots else 0
@@ -234,16 +267,17 @@ def beside_qcow2(serve: Serve, every: Sequence[Past], directory: Path, options: 
 def run_beside(pairs: Sequence[tuple[Contestant, Contestant]], options: argparse.Namespace) -> Results:
     results = Results()
     everybody = [each for pair in pairs for each in pair]
-    for _ in range(options.qemu_rounds):
-        for point in READS:
-            for each in everybody:
-                count = options.requests[point.shape.block_bytes]
-                results.add(
-                    point, each.title, qemu.bench(each.url, point.shape, count, is_random=IS_RANDOM[point.shape])
-                )
     for number in range(options.qemu_rounds):
+        report.say(f"qemu-img bench: reads, round {number + 1} of {options.qemu_rounds}")
+        for point in READS:
+            for each in rotated(everybody, 2 * number):
+                count = options.requests[point.shape.block_bytes]
+                moved = qemu.bench(each.url, point.shape, count, is_random=IS_RANDOM[point.shape])
+                results.add(point, each.title, moved)
+    for number in range(options.qemu_rounds):
+        report.say(f"qemu-img bench: writes, round {number + 1} of {options.qemu_rounds}")
         for shape in (RANDOM_WRITE, WRITE):
-            for each in everybody:
+            for each in rotated(everybody, 2 * number):
                 each.snapshot(f"qemu-{number}-{shape.block_bytes}")
                 count = min(options.pages, options.size // shape.block_bytes)
                 moved = qemu.bench(each.url, shape, count, is_random=IS_RANDOM[shape])
@@ -261,7 +295,7 @@ def print_beside(
     for point in POINTS:
         row = [point.name]
         for ours, theirs in pairs:
-            ratio = results.median(point, ours.title) / results.median(point, theirs.title)
+            ratio = results.ratio(point, ours.title, theirs.title)
             row += [results.rate(point, ours.title), results.rate(point, theirs.title), f"{ratio:.2f}"]
             if ratio < 1:
                 slower.append(f"{point.name}, {theirs.title}: {ratio:.2f}")
@@ -269,8 +303,9 @@ def print_beside(
     titles = [title for ours, theirs in pairs for title in (ours.title, theirs.title, "ratio")]
     print(report.table(["qemu-img bench", *titles], rows, markdown=options.markdown))
     print(
-        f"medians of {options.qemu_rounds} rounds; qcow2 got as many snapshots as {options.qcow2_seconds:g} s allowed\n"
+        f"medians of {options.qemu_rounds} rounds; qcow2 got as many snapshots as {options.qcow2_seconds:g} s allowed:"
     )
+    print("ours with all of its own is held against that\n")
     return slower
 
 
@@ -280,8 +315,8 @@ def print_beside(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one round, less of everything, 1,000 snapshots at most")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each measurement")
     parser.add_argument("--snapshots", type=int, nargs="*", default=[100, 10_000])
     parser.add_argument("--size", type=int, default=128, help="MiB of each volume")
     parser.add_argument("--only", choices=PARTS, action="append", help="a part (again for another one)")
@@ -291,7 +326,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--enforce", action="store_true", help="exit code 1 when a goal is missed")
     options = parser.parse_args()
-    options.qemu_rounds, options.qcow2_seconds, options.pages = max(1, options.rounds - 1), 10.0, 8192
+    options.qemu_rounds, options.qcow2_seconds, options.pages = max(1, options.rounds - 2), 10.0, 8192
     options.requests = REQUESTS
     if options.quick:
         options.rounds = options.qemu_rounds = 1
@@ -309,7 +344,7 @@ def main() -> int:
     every = [NONE, *(Past(kind, count) for kind in (pasts.OLD, pasts.SCATTERED) for count in options.snapshots)]
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir=TMPFS))
     missed: list[str] = []
-    print(report.machine(), "\n")
+    print(report.machine(), "\n", flush=True)
     try:
         if "shm" in options.only or "costs" in options.only:
             with prepared(directory / "shm", every, options) as serve:

@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool 
     else:
         rule = ["-" * width for width in widths]
     return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+_started = time.monotonic()
+
+
+def say(what: str) -> None:
+    """What begins now, to whoever waits: on stderr, and how many seconds it is since the start."""
+    print(f"{time.monotonic() - _started:4.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 def end_at_sigterm() -> None:

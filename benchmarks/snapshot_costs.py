@@ -39,9 +39,13 @@ Table = tuple[list[str], list[list[str]]]  # head, rows
 
 def costs(serve: Serve, names: Sequence[str], directory: Path, options: argparse.Namespace) -> None:
     with shm_client.Context(state_dir=serve.state_dir) as context:
+        report.say("what opening, a snapshot and a clone cost by number of snapshots")
         show(by_count(context, names), options)
+        report.say("… and by size")
         show(by_size(context, directory), options)
+    report.say("a snapshot beside a sync, on a disk")
     show(beside_a_sync(options), options)
+    report.say("the server's memory")
     show(memory(directory, options), options)
 
 
