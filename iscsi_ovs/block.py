@@ -72,8 +72,6 @@ class Features:
 
     can_write: bool = True
     can_discard: bool = True
-    can_write_zeroes: bool = True
-    can_write_same: bool = True
     can_compare: bool = True  # COMPARE, COMPARE_AND_WRITE, OR_WRITE
     can_copy: bool = True
     max_atomic_write_bytes: int = 0  # 0: WRITE_ATOMIC is unsupported

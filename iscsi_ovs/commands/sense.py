@@ -14,8 +14,6 @@ from iscsi_ovs import block, scsi
 from iscsi_ovs.scsi import Sense
 from iscsi_ovs.wire import Derived
 
-# Sense keys (SPC-4 table 48)
-NO_SENSE_KEY = 0x0
 UNIT_ATTENTION_KEY = scsi.UNIT_ATTENTION_KEY
 
 NO_SENSE = Sense(0x0, 0x00, 0x00)

@@ -52,8 +52,6 @@ class DeviceHandle:
         self.features = block.Features(
             can_write,
             info.can_discard and can_write,
-            can_write,
-            can_write,
             can_compare="r" in self.access,
             can_copy=can_write,
             max_atomic_write_bytes=info.max_atomic_write_bytes if can_write else 0,

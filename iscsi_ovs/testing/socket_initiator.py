@@ -76,10 +76,6 @@ class SocketInitiator:
         self._until(lambda: self.initiator.results[itt].is_complete)
         return self.initiator.results[itt]
 
-    def wait_all(self) -> None:
-        """Pump until every request is answered."""
-        self._until(lambda: all(result.is_complete for result in self.initiator.results.values()))
-
     def flush(self) -> None:
         """Send what is to be sent, without waiting for an answer."""
         data = self.initiator.to_send()

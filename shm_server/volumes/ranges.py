@@ -57,10 +57,6 @@ class RangeClaim(Suspension):
         self.error: OSError | None = None
         self._resume: Resume | None = None
 
-    @property
-    def is_granted(self) -> bool:
-        return self.blockers == 0 and self.error is None
-
     def start(self, resume: Resume) -> None:
         if self.blockers and self.error is None:
             self._resume = resume

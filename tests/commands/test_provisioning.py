@@ -107,12 +107,13 @@ def test_unmap_anchor_is_refused(disk: Bench) -> None:
 
 # WRITE SAME -----------------------------------------------------------------------------------------------------
 
-SAME = pytest.mark.parametrize(("opcode", "shape", "blocks_byte"), [(0x41, ten, 7), (0x93, sixteen, 10)])
+SAME = pytest.mark.parametrize(("opcode", "shape"), [(0x41, ten), (0x93, sixteen)])
+NUMBER_OF_BLOCKS_BYTE = {0x41: 7, 0x93: 10}
 UNMAP, ANCHOR, NDOB = 0x08, 0x10, 0x01
 
 
 @SAME
-def test_write_same_of_data(disk: Bench, opcode: int, shape, blocks_byte: int) -> None:
+def test_write_same_of_data(disk: Bench, opcode: int, shape) -> None:
     """One block, repeated; UNMAP does not change what is read back afterwards."""
     for flags in (0, UNMAP):
         block_of_data = bytes([flags + 1]) + bytes(511)
@@ -124,7 +125,7 @@ def test_write_same_of_data(disk: Bench, opcode: int, shape, blocks_byte: int) -
 
 
 @SAME
-def test_write_same_of_zeros(disk: Bench, opcode: int, shape, blocks_byte: int) -> None:
+def test_write_same_of_zeros(disk: Bench, opcode: int, shape) -> None:
     """With UNMAP the blocks are unmapped, without it they are zeroed and stay allocated."""
     for flags, operation, no_unmap in (
         (0, block.Operation.WRITE_ZEROES, True),
@@ -157,7 +158,7 @@ def test_write_same_10_has_no_ndob(disk: Bench) -> None:
 
 
 @SAME
-def test_write_same_refusals(disk: Bench, opcode: int, shape, blocks_byte: int) -> None:
+def test_write_same_refusals(disk: Bench, opcode: int, shape) -> None:
     """WRPROTECT, ANCHOR, the obsolete bits; then the range; then WSNZ."""
     one = bytes(BLOCK)
     for flags, bit in ((0x20, 7), (0xE0, 7), (ANCHOR, 4), (ANCHOR | UNMAP, 4), (0x04, 2), (0x02, 2)):
@@ -167,13 +168,13 @@ def test_write_same_refusals(disk: Bench, opcode: int, shape, blocks_byte: int) 
         assert code(disk.execute(shape(opcode, lba, blocks), data_out=one)) == OUT_OF_RANGE
     for lba in (0, CAPACITY):
         outcome = disk.execute(shape(opcode, lba, 0), data_out=one)
-        assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (blocks_byte, None))
+        assert (code(outcome), field_pointer(outcome)) == (INVALID_FIELD, (NUMBER_OF_BLOCKS_BYTE[opcode], None))
     assert disk.device.log == []
 
 
 @SAME
 @pytest.mark.parametrize("flags", [0, UNMAP])
-def test_write_same_wants_one_block(disk: Bench, opcode: int, shape, blocks_byte: int, flags: int) -> None:
+def test_write_same_wants_one_block(disk: Bench, opcode: int, shape, flags: int) -> None:
     """A data-out buffer that is no block: 05/0E/03."""
     for length in (0, 1, 256, 511, 513, 1024):
         outcome = disk.execute(shape(opcode, 0, 1, flags), data_out=b"\xa6" * length)
@@ -183,7 +184,7 @@ def test_write_same_wants_one_block(disk: Bench, opcode: int, shape, blocks_byte
 
 @SAME
 @pytest.mark.parametrize("fill", [b"\xa6", b"\0"])
-def test_write_same_to_the_end(opcode: int, shape, blocks_byte: int, fill: bytes) -> None:
+def test_write_same_to_the_end(opcode: int, shape, fill: bytes) -> None:
     """On a fully provisioned unit zero blocks are all up to the last one (WSNZ=0); at the capacity there is none."""
     disk = Bench(personality=scsi.Personality(is_thin=False))
     disk.device.data[:] = b"\xff" * len(disk.device.data)

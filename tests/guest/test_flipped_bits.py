@@ -12,7 +12,7 @@ from tests.guest.flipper import ANSWER_FLIPS, DATA_FLIPS, HEADER_FLIPS
 from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork
 from tests.interop.serving import IQN_PREFIX, Serve
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(150)]
 
 IQN = f"{IQN_PREFIX}disk"
 BEHIND = "127.0.0.1:3259"

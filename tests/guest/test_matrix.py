@@ -16,7 +16,7 @@ from tests.guest.test_security import PRELUDE
 from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork
 from tests.interop.guarded import ANY, OUR_SECRET, SECRET, Guarded
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(150)]
 
 A_METHOD = 2  # of each method's sixteen: twelve logins
 DEFAULTS = {"HeaderDigest": "None", "DataDigest": "None", "InitialR2T": "No", "ImmediateData": "Yes"}

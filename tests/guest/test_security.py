@@ -19,7 +19,7 @@ from tests.interop.guarded import (
     target_of,
 )
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(150)]
 
 # As open-iscsi calls them; it offers them in this order.
 LINUX_NAMES = {"SHA3-256": "SHA3-256", "SHA-256": "SHA256", "SHA-1": "SHA1", "MD5": "MD5"}

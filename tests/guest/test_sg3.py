@@ -10,7 +10,7 @@ from tests.guest.test_linux import IQN, passed, serve_in
 from tests.guest.uml import TARGET_ADDRESS, Guest, GuestNetwork
 from tests.tools import require_tool
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(150)]
 
 # Exit codes of sg3-utils (sg_sense_ret in their common documentation)
 MISCOMPARE = 14

@@ -10,7 +10,7 @@ import pytest
 from tests.guest.console import GuestError, GuestResult
 from tests.guest.uml import Guest, GuestNetwork
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial]
+pytestmark = pytest.mark.guest
 
 
 def test_results_and_failures_are_told(network: GuestNetwork, tmp_path: Path) -> None:

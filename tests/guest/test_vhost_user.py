@@ -14,7 +14,7 @@ from tests.guest.test_linux import TREE, checksum_of_tree, checksum_on_the_serve
 from tests.guest.uml import Guest, GuestNetwork
 from tests.interop import initiators
 
-pytestmark = [pytest.mark.guest, pytest.mark.serial, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(150)]
 
 MIB = 1 << 20
 

@@ -96,7 +96,7 @@ def test_a_mount_whose_process_was_killed(mount: Mount) -> None:
     assert mount.path("demo").read_bytes()[:6] == b"before"
 
 
-def test_names_in_the_mount_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_the_mount_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory with a space in its name is found there; the same place of another type is not ours."""
     line = "36 25 0:33 / {} rw,nosuid - {} volumes rw,user_id=0"
     table = [line.format(r"/mnt/with\040space", "fuse.iscsi-ovs"), line.format("/mnt/other", "fuse.sshfs")]

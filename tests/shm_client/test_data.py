@@ -212,6 +212,22 @@ def test_more_in_flight_than_the_ring_has_entries(context: Context, volume: Volu
     assert get(volume, 5000, 0) == data
 
 
+def test_a_batch_is_shown_before_its_end(context: Context, volume: Volume) -> None:
+    """flush_requests() inside it: the doorbell rings for what was submitted before."""
+    buffer = context.allocate(4096)
+    doorbell = select.poll()
+    doorbell.register(context.fileno(), select.POLLIN)
+    while doorbell.poll(0):
+        context.poll()  # what opening has left
+    with context.batch():
+        written = volume.aio_write(buffer, 4096, 0)
+        assert not doorbell.poll(0)
+        context.flush_requests()
+        assert doorbell.poll(10_000)
+        assert context.poll() == 1
+        assert written.result() == 4096
+
+
 def test_callbacks_may_call_the_library(context: Context, volume: Volume) -> None:
     """A chain of reads, each started by the callback of the one before, and a synchronous write inside."""
     put(volume, bytes(range(100)), 0)

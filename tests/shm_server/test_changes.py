@@ -7,7 +7,6 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -166,7 +165,7 @@ def test_refused(context: Context, make: Callable[[Context], object], number: in
     assert caught.value.errno == number
 
 
-def test_closed_handles(context: Context, tmp_path: Path) -> None:
+def test_closed_handles(context: Context) -> None:
     """A handle that is not there is EBADF; an offset within a page is EINVAL."""
     context.create_snapshot("demo", "monday")
     base = context.open("demo@monday", os.O_RDONLY)

@@ -51,7 +51,7 @@ def test_a_check_tells_how_far_it_has_come(server: ServerProcess) -> None:
 
 
 def test_who_leaves_in_the_middle_ends_a_check(
-    start_server: Callable[..., ServerProcess], connect: Callable[..., AbiClient], tmp_path: Path
+    start_server: Callable[..., ServerProcess], connect: Callable[..., AbiClient]
 ) -> None:
     """And the next one is served; so is a server's end."""
     server = start_server(shm_server={"checksum_bytes_per_s": 1})  # nothing is done before the check

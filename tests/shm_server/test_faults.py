@@ -264,7 +264,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(server: ServerProcess, conne
         assert block == in_doubt or again.read(block * 8192, 8192) == data
 
 
-def test_creations_that_were_answered_survive_kill_9(server: ServerProcess, connect: Connect, tmp_path: Path) -> None:
+def test_creations_that_were_answered_survive_kill_9(server: ServerProcess, connect: Connect) -> None:
     """Created, resized and removed volumes are as the replies said."""
     client = connect(server)
     for number in range(10):

@@ -104,7 +104,7 @@ def test_opening_needs_an_attachment(server: ServerProcess, connect: Connect) ->
         client.open()
 
 
-def test_another_uid_is_refused_unless_listed(start_server: Start, tmp_path: Path) -> None:
+def test_another_uid_is_refused_unless_listed(start_server: Start) -> None:
     """SO_PEERCRED decides, and the sentence names the key."""
     if os.getuid() != 0:
         pytest.skip("needs root to be somebody else")

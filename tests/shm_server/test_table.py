@@ -219,7 +219,7 @@ def test_chunks_are_held_against_their_checksums_over_lives(pool: Pool, path: Pa
             path.write_bytes(raw)
 
 
-def test_another_log_than_it_was_made_of(pool: Pool, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_log_than_it_was_made_of(pool: Pool, path: Path) -> None:
     """Shorter, of another layer, or one that has something else at that place: then the maps are read."""
     expected = live(pool)
     kept = path.read_bytes()

@@ -76,7 +76,7 @@ def test_flags_and_geometry(pair: Pair) -> None:
     device = pair.open()
     assert device.geometry == block.Geometry(1 << 20)
     assert device.features == block.Features()
-    assert pair.open(access="r").features == block.Features(False, False, False, False, can_copy=False)
+    assert pair.open(access="r").features == block.Features(False, False, can_copy=False)
     device.submit(block.Request(Operation.WRITE_ZEROES, 0, 512, fua=True, no_unmap=True, done=pair.completions.append))
     pair.until(lambda: pair.completions)
     assert pair.fake.entries[-1][:2] == (layout.Opcode.WRITE_ZEROES, layout.FLAG_FUA | layout.FLAG_NO_UNMAP)

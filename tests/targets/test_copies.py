@@ -88,7 +88,7 @@ def test_between_two_luns(house: House, login: Callable[[str], Client]) -> None:
     assert copy(client, two, one, 4).status == scsi.GOOD
 
 
-def test_a_destination_that_this_map_may_not_write(house: House, login: Callable[[str], Client]) -> None:
+def test_a_destination_that_this_map_may_not_write(login: Callable[[str], Client]) -> None:
     """COPY ABORTED, WRITE PROTECTED; reading from it is allowed."""
     client = login("pair")
     one, three = naa(client, 0), naa(client, 4)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iscsi_ovs.shm_client import Context
+from shm_server.stores import linux
 from tests.shm_server.conftest import ServerProcess
 from tests.shm_server.interfaces.machines import Machines, loses_its_device
 from tests.shm_server.vhost_front_end import (
@@ -231,10 +232,15 @@ def test_too_many_descriptors(machines: Machines) -> None:
 
 
 def test_memory_of_the_wrong_kind(machines: Machines, tmp_path: Path) -> None:
-    """A pipe, a descriptor that only reads, a file on a disk: none is a guest's memory."""
+    """A pipe, a descriptor that only reads, a device, a file on a disk: none is a guest's memory."""
     reading, writing = os.pipe()
     read_only = os.open(f"/proc/self/fd/{machines.good.memory_fd}", os.O_RDONLY)
-    for fd in (reading, read_only, os.open("/dev/zero", os.O_RDWR)):
+    wrong = [reading, read_only, os.open("/dev/zero", os.O_RDWR)]
+    on_disk = os.open(tmp_path / "memory", os.O_RDWR | os.O_CREAT)
+    os.truncate(on_disk, 4096)
+    if linux.filesystem_magic(on_disk) != linux.TMPFS_MAGIC:  # as /tmp is on some machines: right, there
+        wrong.append(on_disk)
+    for fd in wrong:
         with machines.bad() as front_end:
             front_end.send(5, table_of(region(4096)), [fd])
             loses_its_device(front_end)
