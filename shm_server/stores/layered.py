@@ -463,7 +463,7 @@ class LayeredStore:
         """A layer, meant by its number, was merged into the one below."""
         if (layer := self.stack.remove(upper)) is not None:
             layer.leave()
-            self._look_at_top()  # where nothing is written that may have been it
+            self._top_may_have_gone()
 
     def rebase(self, number: int) -> None:
         """The layer of that number has all that those below it had: it is the base."""
@@ -474,6 +474,11 @@ class LayeredStore:
             base = self.stack.base
             base.file = replace(base.file, is_base=True)
             self._base_bytes = base.data.size_bytes()
+            self._top_may_have_gone()
+
+    def _top_may_have_gone(self) -> None:
+        """Only where nothing is written. The top of others stays, and push() may be looking at it just now."""
+        if not self._unsealed:
             self._look_at_top()
 
     def resize(self, size_bytes: int) -> None:

@@ -129,6 +129,39 @@ def test_a_discard_that_a_snapshot_comes_between_spares_it(pool: Pool, volume: V
         assert pool.read(look, size - PAGE, PAGE) in (b"z" * PAGE, bytes(PAGE))
 
 
+def test_a_merge_ends_beside_a_new_top(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop hears of the one while a worker does the other: what is written goes to the new layer alone."""
+    for letter in "ab":
+        pool.write(volume, 0, letter.encode() * PAGE)
+        snapshot(pool, letter)
+    pool.write(volume, 0, b"c" * PAGE)
+    store = volume.store
+    assert isinstance(store, LayeredStore)
+    _, upper, top = pool.manager.lineage.chain(volume.uuid)
+    new = pool.snapshots._create_layer(volume.uuid, SIZE)
+    pool.manager.lineage.push(volume.uuid, new, "")
+    due = [lambda: pool.stores.push(store, [top, new])]
+    look = LayeredStore._look_at_top
+
+    class Between(LayeredStore):
+        """The push comes between the looks at the top's number and at its file."""
+
+        def _look_at_top(self) -> None:
+            number = self.stack.top_number
+            if due:
+                due.pop()()
+            look(self)
+            self._top_number = number
+
+    monkeypatch.setattr(store, "__class__", Between)
+    store.replace(upper.number)
+    if due:
+        due.pop()()
+    pool.write(volume, 0, b"d" * PAGE)
+    assert (pool.directory / "volumes" / top.name).read_bytes()[:PAGE] == b"c" * PAGE
+    assert pool.read(volume, 0, PAGE) == b"d" * PAGE
+
+
 def test_what_runs_on_the_loop_waits_for_nobody(pool: Pool, volume: Volume) -> None:
     """Where a worker claims pages, or has the map, a write declines, unless its pages are the top's already."""
     pool.write(volume, 0, b"a" * PAGE)
