@@ -189,12 +189,8 @@ class Manager:
         async with self.locked(name):
             record = self.record(name)
             await self.vacate([name, *self.open_snapshots(name)], force=force)
-            del self._records[name]
-            try:
-                await self.on_thread(lambda: self._remove(record))
-            except OSError:
-                self._records[name] = record
-                raise
+            await self.on_thread(lambda: self._remove(record))
+            del self._records[name]  # not before: where it stays, nobody has got the names of its files meanwhile
             self._failed.discard(name)
             self.sanitizing.pop(name, None)
             self.layers.pop(name, None)

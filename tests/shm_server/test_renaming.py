@@ -14,7 +14,7 @@ from shm_server.renaming import rename
 from shm_server.volumes.sanitizing import Sanitizing
 from tests.shm_server.conftest import ServerProcess
 from tests.shm_server.pool import Pool
-from tests.shm_server.test_snapshots import Connect, raises
+from tests.shm_server.test_snapshots import Connect, begin, raises
 
 SIZE = 1 << 20
 
@@ -38,6 +38,24 @@ def get(pool: Pool, name: str) -> bytes:
     found = pool.read(handle.volume, 0, 5).rstrip(b"\0")
     pool.let_go(handle)
     return found
+
+
+def test_who_can_not_go_keeps_its_files(pool: Pool) -> None:
+    """A new volume that gets the old name while the removal is refused has files of other names."""
+    pool.run(pool.snapshots.create("old", "s"))
+    pool.run(pool.snapshots.clone("old", "s", "clone"))
+    pool.run(rename(pool.manager, "old", "new"))
+    pool.run(pool.manager.create("template", SIZE))
+    pool.run(pool.snapshots.make_template("template"))
+    removed = begin(pool.manager.remove("new"))
+    made = begin(pool.snapshots.clone("template", "", "old"))
+    while not (removed and made):
+        pool.turn()
+    assert made == [None]
+    assert isinstance(removed[0], OSError)
+    assert removed[0].errno == errno.ENOTEMPTY
+    pool.run(pool.manager.remove("old"))
+    assert get(pool, "new") == b"old"
 
 
 def test_all_but_the_name_stays(pool: Pool) -> None:
