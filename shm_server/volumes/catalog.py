@@ -5,11 +5,15 @@ between is seen, and undone, at the next start. The format has a number; a newer
 
 A volume also has named records, opaque to us, replaced by compare-and-swap on their version (CONTRACTS 6: the state
 that several initiators share). They go with the volume. A snapshot can be a disk, too: it has its own, by its identity.
+
+SQLite's log has its space from the start (LOG_ROOM_BYTES), for on a full disk it is the catalogue that has to write
+before anything can be removed.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +22,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from shm_server.stores import linux
 from shm_server.volumes.sanitizing import Sanitizing
 
 FORMAT = 5  # 1 had no records, 2 no sanitize operations, 3 no layers and snapshots, 4 no identities and no templates
@@ -95,6 +100,9 @@ CREATE TABLE promotions (
 _ADDED = {1: _SCHEMA, 2: _RECORDS_SCHEMA, 3: _SANITIZE_SCHEMA, 4: _LAYERS_SCHEMA, 5: _LIFE_SCHEMA}
 assert list(_ADDED) == list(range(1, FORMAT + 1))
 MAX_RECORDS = 16  # of one volume
+LOG_ROOM_BYTES = 5 << 20  # SQLite writes 1000 pages (4 MiB) before it begins anew; the rest is for a disk that is full
+ROOM_SHARE = 64  # and no more than this part of a file system
+NAMED_CLONES = 5  # in a message: there may be thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +150,7 @@ class Catalog:
         """``path`` None: in memory, for stores that die with the process. ``connect``: another way to SQLite."""
         self._path = path
         self._lock = threading.Lock()  # a transaction each, so nobody waits for more than a commit
+        self._has_room = path is None
         self._database = connect(":memory:" if path is None else str(path))
         try:
             self._prepare()
@@ -176,6 +185,23 @@ class Catalog:
             execute("COMMIT")
         # What a killed server committed and did not come to sync is read, and so promised; a checkpoint syncs it.
         execute("PRAGMA wal_checkpoint").fetchone()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Blocks behind the end of SQLite's log, which keeps them until it is closed."""
+        try:
+            fd = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)  # SQLite's locks are on other files
+        except FileNotFoundError:
+            return
+        try:
+            statistics = os.fstatvfs(fd)
+            room = min(LOG_ROOM_BYTES, statistics.f_blocks * statistics.f_frsize // ROOM_SHARE)
+            linux.fallocate(fd, linux.FALLOC_FL_KEEP_SIZE, 0, room)
+            self._has_room = True
+        except OSError as error:
+            self._has_room = error.errno == errno.EOPNOTSUPP  # as much as there will be; else it is tried again
+        finally:
+            os.close(fd)
 
     def load(self) -> list[Record]:
         """The volumes that are whole."""
@@ -205,13 +231,7 @@ class Catalog:
     def begin_remove(self, name: str) -> None:
         """ENOTEMPTY: clones stand on it."""
         with self.transaction() as execute:
-            clones = execute(
-                "SELECT count(*) FROM layers AS clone JOIN layers AS ours ON clone.parent = ours.number "
-                "JOIN volumes ON volumes.uuid = ours.uuid WHERE volumes.name = ? AND clone.uuid != ours.uuid",
-                (name,),
-            )
-            if (count := clones.fetchone()[0]) > 0:
-                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on volume {name}")
+            refuse_clones(execute, "ours.uuid = (SELECT uuid FROM volumes WHERE name = ?)", (name,), f"volume {name}")
             execute("UPDATE volumes SET state = 'removing' WHERE name = ?", (name,))
 
     def forget(self, name: str) -> None:
@@ -326,6 +346,8 @@ class Catalog:
                 try:
                     yield self._database.execute
                     self._database.execute("COMMIT")  # which may find the disk full, and then leaves it to us
+                    if not self._has_room:
+                        self._make_room()
                 except BaseException:
                     if self._database.in_transaction:
                         self._database.execute("ROLLBACK")
@@ -336,6 +358,18 @@ class Catalog:
 
     def close(self) -> None:
         self._database.close()
+
+
+def refuse_clones(execute: Callable[..., Any], where: str, values: Sequence[str | int], what: str) -> None:
+    """ENOTEMPTY where other volumes stand on layers (``ours``) of a condition: it names them."""
+    found = execute(
+        "SELECT DISTINCT volumes.name FROM layers AS clone JOIN layers AS ours ON clone.parent = ours.number "
+        f"JOIN volumes ON volumes.uuid = clone.uuid WHERE clone.uuid != ours.uuid AND {where} ORDER BY volumes.name",
+        values,
+    )
+    if clones := [row[0] for row in found.fetchall()]:
+        more = f" and {len(clones) - NAMED_CLONES} more" if len(clones) > NAMED_CLONES else ""
+        raise OSError(errno.ENOTEMPTY, f"clones stand on {what}: {', '.join(clones[:NAMED_CLONES])}{more}")
 
 
 def forget_snapshots(execute: Callable[..., sqlite3.Cursor], where: str, values: Sequence[str | int]) -> None:

@@ -21,7 +21,7 @@ from shm_server.abi import names
 from shm_server.stores.base import LayerFile
 from shm_server.stores.layer import data_name
 from shm_server.volumes import labels
-from shm_server.volumes.catalog import Catalog, Record, enter, forget_snapshots
+from shm_server.volumes.catalog import Catalog, Record, enter, forget_snapshots, refuse_clones
 
 _SNAPSHOT = "name, layer, size_bytes, created_s, identity, labels, metadata"
 _COLUMNS = "layers.number, layers.uuid, layers.file, layers.parent IS NULL, layers.state = 'sealed'"
@@ -210,9 +210,7 @@ class Lineage:
         found = self.snapshot(uuid, name)
         with self._catalog.transaction() as execute:
             layer = _layer_of_snapshot(execute, uuid, name)
-            query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
-            if (count := execute(query, (layer, uuid)).fetchone()[0]) > 0:
-                raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshot {name}")
+            refuse_clones(execute, "ours.number = ?", (layer,), f"snapshot {name}")
             forget_snapshots(execute, "uuid = ? AND name = ?", (uuid, name))
         return found
 
@@ -379,12 +377,7 @@ def _seal(execute: Callable[..., Any], uuid: str) -> None:
 
 
 def _check_childless(execute: Callable[..., Any], uuid: str) -> None:
-    query = (
-        "SELECT count(*) FROM layers AS clone JOIN layers AS ours ON clone.parent = ours.number "
-        "WHERE ours.uuid = ? AND clone.uuid != ours.uuid"
-    )
-    if (count := execute(query, (uuid,)).fetchone()[0]) > 0:
-        raise OSError(errno.ENOTEMPTY, f"{count} clones stand on its snapshots")
+    refuse_clones(execute, "ours.uuid = ?", (uuid,), "its snapshots")
 
 
 def _layer_of_template(execute: Callable[..., Any], uuid: str) -> int:
@@ -412,9 +405,7 @@ def _later(execute: Callable[..., Any], uuid: str, name: str) -> set[int]:
     chain = [row[0] for row in execute(f"{_CHAIN} SELECT number FROM chain ORDER BY depth", (uuid,))]
     going = chain[: chain.index(stays)]
     for number in going:
-        query = "SELECT count(*) FROM layers WHERE parent = ? AND uuid != ?"
-        if (count := execute(query, (number, uuid)).fetchone()[0]) > 0:
-            raise OSError(errno.ENOTEMPTY, f"{count} clones stand on snapshots later than {name}")
+        refuse_clones(execute, "ours.number = ?", (number,), f"snapshots later than {name}")
     return set(going)
 
 

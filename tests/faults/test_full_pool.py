@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -116,6 +117,29 @@ def test_first_a_warning_then_no_space_then_it_goes_on(serve: Serve, is_chain: b
         other.logout()
         context.remove_volume("ballast", force=True)
         assert all(read_mib(disk, number) == data for number, data in written.items())
+
+
+def test_what_takes_space_can_go_when_there_is_none(serve: Serve) -> None:
+    """Not one block is left: a snapshot and a volume are removed all the same, and then there is room again."""
+    pool = serve.state_dir.parent / "pool"
+    with Context(state_dir=serve.state_dir) as context, session(serve, "demo") as disk:
+        for name in ("demo", "ballast"):
+            context.create_snapshot(name, "before")
+        clear_attentions(disk)
+        with (pool / "fill").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        assert os.statvfs(pool).f_bavail == 0
+        with pytest.raises(OSError, match=r"No space left|disk is full"):
+            context.create_snapshot("ballast", "after")
+        assert write_mib(disk, 0, os.urandom(MIB)) == SPACE_ALLOCATION_FAILED
+        context.remove_snapshot("demo", "before")
+        assert context.list_snapshots("demo") == []
+        context.remove_volume("ballast")
+        assert [volume.name for volume in context.list_volumes()] == ["demo"]
+        (pool / "fill").unlink()
+        clear_attentions(disk)
+        assert write_mib(disk, 0, os.urandom(MIB)) == ()
 
 
 def test_pages_say_where_it_stands(serve: Serve) -> None:
