@@ -16,6 +16,7 @@ def parse_volume_option(text: str) -> tuple[str, int]:
     name, equals, size = text.partition("=")
     if not equals or not name:
         raise ConfigurationError(f"--volume {text!r}: write NAME=SIZE, for instance demo=10G, or VOLUME@SNAPSHOT")
+    check_name(name)
     return name, parse_size(size)
 
 

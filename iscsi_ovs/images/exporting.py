@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from iscsi_ovs import shm_client
+from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.images import files, moments, origin, probing, qcow2, transfer
 from iscsi_ovs.images.image import PAGE_BYTES, STEP_BYTES, ImageError, Writer, runs
 from iscsi_ovs.images.qcow2_writer import CLUSTER_BYTES, Qcow2Writer, cluster_bytes_for
@@ -111,4 +112,4 @@ def format_of(path: Path) -> str:
         return "qcow2"
     if suffix in (".raw", ".img"):
         return "raw"
-    raise ImageError(f"{path.name} says by its name no format: --format raw or --format qcow2")
+    raise ConfigurationError(f"{path.name} says by its name no format: --format raw or --format qcow2")

@@ -55,18 +55,15 @@ def load() -> Any:
 
 
 def check(directory: Path) -> Path:
-    """The directory's real path; a reason why it can't be mounted on is an exception."""
+    """The directory's real path; a reason why it can't be mounted on is an exception, EBUSY that it is already."""
     load()
     if not os.path.exists("/dev/fuse"):
         raise MountError("there is no /dev/fuse: modprobe fuse, or give the container that device")
     if shutil.which("fusermount3") is None:
         raise MountError("fusermount3 is not there: apt install fuse3")
     if is_mounted(_point(directory)):  # first: one whose process is dead can't be asked for anything
-        raise MountError(f"{directory} is mounted already")
-    try:
-        real = directory.resolve(strict=True)
-    except OSError as error:
-        raise ConfigurationError(f"{directory}: {error.strerror}") from None
+        raise OSError(errno.EBUSY, f"{directory} is mounted already")
+    real = directory.resolve(strict=True)
     if not real.is_dir():
         raise ConfigurationError(f"{directory} is no directory")
     return real
@@ -133,7 +130,8 @@ def serve(directory: Path, socket_path: Path, ready_fd: int | None, patience_s: 
 def _threads(mfusepy: Any) -> dict[str, int]:
     """How many may call back at a time, in the words of this libfuse."""
     if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
-        return {"max_threads": THREADS_MAX}
+        # Without the second, libfuse 3.14 says on standard error that its own default is invalid.
+        return {"max_threads": THREADS_MAX, "max_idle_threads": THREADS_MAX}
     return {"max_idle_threads": LANES_MAX - 2}
 
 
@@ -233,10 +231,10 @@ def _point(directory: Path) -> Path:
 
 
 def unmount(directory: Path) -> None:
-    """End a mount; EBUSY (as OSError) while files are open on it. Its process ends by itself."""
+    """End a mount. ENOENT: there is none; EBUSY: files are open on it. Its process ends by itself."""
     point = _point(directory)
     if not is_mounted(point):
-        raise MountError(f"{directory} is no mount of volumes")
+        raise OSError(errno.ENOENT, f"{directory} is no mount of volumes")
     program = shutil.which("fusermount3")
     if program is None:
         raise MountError("fusermount3 is not there: apt install fuse3")

@@ -244,7 +244,7 @@ def _connect_words(error: OSError, path: str) -> str:
     if error.errno == errno.ENOENT:
         return f"no volume server: there is no socket {path}"
     if error.errno == errno.ECONNREFUSED:
-        return f"no volume server answers on {path}: the one that made this socket is gone"
+        return f"no volume server answers at {path}: the one that made this socket is gone"
     if error.errno == errno.EAGAIN:
         return f"the volume server on {path} is too busy to accept a connection"
     return f"can't reach the volume server on {path}: {error.strerror}"

@@ -54,12 +54,17 @@ class Owner(Protocol):
 class AioCompletion:
     """One asynchronous operation: what ovs_aiocb and ovs_completion_t are together."""
 
-    __slots__ = ("_buffer", "_callback", "_context", "_done_bytes", "_number", "detail", "done")
+    __slots__ = ("_buffer", "_callback", "_context", "_done_bytes", "_number", "_what", "detail", "done")
 
     def __init__(
-        self, context: Owner, buffer: Buffer | None, callback: Callable[[AioCompletion], object] | None
+        self,
+        context: Owner,
+        what: tuple[block.Operation, str],
+        buffer: Buffer | None,
+        callback: Callable[[AioCompletion], object] | None,
     ) -> None:
         self._context = context
+        self._what = what  # of which volume
         self._buffer = buffer
         self._callback = callback
         self._number = errno.EINPROGRESS
@@ -74,7 +79,8 @@ class AioCompletion:
     def result(self) -> int:
         """Bytes done, 0 for a flush; raises the OSError it failed with, EINPROGRESS before its end (ovs_aio_return)."""
         if self._number:
-            raise os_error(self._number, "an asynchronous operation")
+            operation, volume = self._what
+            raise os_error(self._number, f"{operation.name} of volume {volume}")
         return self._done_bytes
 
     def wait(self, timeout_s: float | None = None) -> None:
@@ -285,7 +291,7 @@ class Volume:
         if (length <= 0 and operation != block.Operation.FLUSH) or not 0 <= offset < 1 << 63 or length >= 1 << 63:
             raise os_error(errno.EINVAL, f"{operation.name} of {length} bytes at {offset}")
         context = self._context
-        completion = AioCompletion(context, buffer, callback)
+        completion = AioCompletion(context, (operation, self.name), buffer, callback)
         request.done = completion._finish
         if buffer is None:
             if operation in (block.Operation.READ, block.Operation.WRITE):

@@ -31,11 +31,11 @@ def process_of(mount: Mount) -> int:
 
 
 def test_what_can_t_be_mounted_is_a_sentence(mount: Mount, short_dir: Path) -> None:
-    """No directory: exit code 2. No server: 5. Mounted already, or not at all: 1. Files open: 4."""
-    assert "No such file" in run("mount", short_dir / "nowhere", "--state-dir", short_dir, code=2)
+    """No directory: exit code 3. No server: 5. Mounted already: 4, not at all: 3. Files open: 4."""
+    assert "No such file" in run("mount", short_dir / "nowhere", "--state-dir", short_dir, code=3)
     assert "no volume server" in run("mount", short_dir, "--state-dir", short_dir, code=5)
-    assert "mounted already" in run("mount", mount.directory, "--state-dir", mount.serve.state_dir, code=1)
-    assert "no mount of volumes" in run("unmount", short_dir, code=1)
+    assert "mounted already" in run("mount", mount.directory, "--state-dir", mount.serve.state_dir, code=4)
+    assert "no mount of volumes" in run("unmount", short_dir, code=3)
     with mount.path("demo").open("rb"):
         assert "in use" in run("unmount", mount.directory, code=4)
 
@@ -54,7 +54,7 @@ def test_the_process_ends_with_the_mount(mount: Mount) -> None:
     run("unmount", mount.directory)
     assert processes.wait_gone(pid, 10.0)
     assert os.listdir(mount.directory) == []
-    run("mount", mount.directory, "--state-dir", mount.serve.state_dir)  # for the fixture's end
+    assert run("mount", mount.directory, "--state-dir", mount.serve.state_dir) == "", "libfuse has no word to say"
     assert sorted(os.listdir(mount.directory)) == [".snapshots", "demo.raw"]
 
 
@@ -90,7 +90,7 @@ def test_a_mount_whose_process_was_killed(mount: Mount) -> None:
             attempt()
         assert raised.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     mount.until_let_go("demo")
-    assert "mounted already" in run("mount", mount.directory, "--state-dir", mount.serve.state_dir, code=1)
+    assert "mounted already" in run("mount", mount.directory, "--state-dir", mount.serve.state_dir, code=4)
     run("unmount", mount.directory)
     run("mount", mount.directory, "--state-dir", mount.serve.state_dir)
     assert mount.path("demo").read_bytes()[:6] == b"before"
