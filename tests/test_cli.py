@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from iscsi_ovs.cli import volume as listing
 from iscsi_ovs.testing.socket_initiator import LoginRefusedError, SocketInitiator
+from shm_server.abi.control import VolumeInfo
 from tests import tools
 from tests.interop import processes
 from tests.interop.serving import IQN_PREFIX, Serve, iscsi_ovs
@@ -121,6 +124,7 @@ def test_help(command: list[str], words: list[str]) -> None:
         (["serve", "--advertise", "host:0"], "an initiator can't connect to port 0"),
         (["serve", "--volume", "demo"], "write NAME=SIZE, for instance demo=10G"),
         (["serve", "--volume", "demo=big"], "size 'big'"),
+        (["serve", "--volume", "Demo=1G"], "'Demo' is no name of a volume"),
         (["serve", "--volume", "a=1G", "--volume", "a=2G"], "--volume a stands there twice"),
         (["serve", "--state-dir", "{dir}/" + "x" * 100], "choose a shorter --state-dir"),
         (["volume", "create", "demo"], "Missing argument 'SIZE'"),
@@ -151,12 +155,13 @@ def test_state_directory_that_can_not_be(short_dir: Path) -> None:
 
 
 def test_exit_codes(volume: Volume, name: str) -> None:
-    """0 done, 1 failed, 3 not found, 4 exists; each failure has its sentence."""
+    """0 done, 1 failed, 2 what can't be meant, 3 not found, 4 exists; each failure has its sentence."""
     assert volume("create", name, "1M").returncode == DONE
     for arguments, code, words in (
         (("create", name, "1M"), BUSY, f"{name} exists"),
-        (("create", "No_Such_Name", "1M"), FAILED, "[a-z0-9]"),
-        (("create", "huge", "100T"), FAILED, "max_volume_size"),
+        (("create", "No_Such_Name", "1M"), USAGE, "[a-z0-9]"),
+        (("create", "huge", "100T"), USAGE, "max_volume_size"),
+        (("rename", name, "A"), USAGE, "[a-z0-9]"),
         (("resize", name, "512K"), FAILED, "can't shrink"),
         (("resize", "nobody", "1M"), NOT_FOUND, "nobody"),
         (("show", "nobody"), NOT_FOUND, "nobody"),
@@ -191,9 +196,9 @@ def test_a_held_volume(serve: Serve, volume: Volume, name: str) -> None:
 def test_unreachable(short_dir: Path, command: tuple[str, ...]) -> None:
     """No server there: exit code 5, the socket's path, and how to start one."""
     said = run("volume", *command, "--state-dir", short_dir)
-    assert (said.returncode, said.stdout) == (UNREACHABLE, "")
-    assert str(short_dir / "run" / "shm.sock") in said.stderr
-    assert "start one with: iscsi-ovs serve" in said.stderr
+    path = short_dir / "run" / "shm.sock"
+    words = f"iscsi-ovs: no volume server: there is no socket {path}; start one with: iscsi-ovs serve\n"
+    assert (said.returncode, said.stdout, said.stderr) == (UNREACHABLE, "", words)
 
 
 def test_a_socket_path_that_is_too_long(short_dir: Path) -> None:
@@ -231,7 +236,7 @@ def test_list_as_json(volume: Volume, name: str) -> None:
     row = next(row for row in rows if row["name"] == name)
     assert {key: type(value) for key, value in row.items()} == {
         "name": str, "size_bytes": int, "allocated_bytes": int, "uuid": str, "held": type(None), "failed": bool,
-        "is_template": bool, "footprint_bytes": int,
+        "is_template": bool, "footprint_bytes": int, "promotion_percent": type(None), "sanitize_percent": type(None),
     }  # fmt: skip
     assert row["size_bytes"] == 1236992
     assert len(bytes.fromhex(row["uuid"])) == 16
@@ -258,12 +263,23 @@ def test_tables(serve: Serve, volume: Volume, name: str) -> None:
     with session(serve, name):
         table = volume("list").stdout.splitlines()
         shown = volume("show", name).stdout
-    assert table[0].split() == ["NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "HELD", "BY"]
+    assert table[0].split() == ["NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "STATE", "HELD", "BY"]
     row = next(line for line in table if line.startswith(f"{name} "))
     assert row.split()[:3] == [name, "1.5M", "0"]
     assert row[table[0].index("HELD") :].startswith("iscsi target pid")
     assert f"name: {name}\nsize_bytes: 1572864\n" in shown
     assert "handle " in shown
+
+
+def test_what_is_under_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """The list says of each volume what it is, and how far has come what is being done to it."""
+    plain = VolumeInfo("a", "0" * 32, 1 << 30, 0, 1, True)
+    states = {}
+    for changes in ({}, {"promotion": 32768}, {"failed": True, "sanitize": 655}, {"is_template": True}):
+        listing._print([listing._row(msgspec.structs.replace(plain, **changes))], "table")
+        head, row = capsys.readouterr().out.splitlines()
+        states[row[head.index("STATE") : head.index("HELD BY")].strip()] = changes
+    assert list(states) == ["-", "promoting 50%", "failed, sanitizing 1%", "template"]
 
 
 def test_nobody_reads_what_it_prints(serve: Serve) -> None:

@@ -288,6 +288,8 @@ def test_names_that_are_there(context: Context, volume: Call, name: str, short_d
     assert volume("import", path, name).returncode == BUSY
     assert volume("export", "none", short_dir / "b.raw").returncode == NOT_FOUND
     assert volume("import", short_dir / "none.raw", "other").returncode == NOT_FOUND
+    ran = volume("export", name, short_dir / "none" / "a.raw")
+    assert (ran.returncode, ran.stderr) == (NOT_FOUND, f"iscsi-ovs: {short_dir}/none: there is no such directory\n")
     assert os.listdir(short_dir) == ["a.raw"]
 
 
@@ -309,7 +311,7 @@ def test_usage(volume: Call, arguments: list[str], words: str) -> None:
 def test_a_name_without_a_format(volume: Call, short_dir: Path) -> None:
     """What format a new file gets is not guessed."""
     ran = volume("export", "demo", short_dir / "a.disk")
-    assert (ran.returncode, "--format raw or --format qcow2" in ran.stderr) == (FAILED, True)
+    assert (ran.returncode, "--format raw or --format qcow2" in ran.stderr) == (USAGE, True)
 
 
 def test_no_image(context: Context, volume: Call, name: str, short_dir: Path) -> None:

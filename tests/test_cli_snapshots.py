@@ -81,15 +81,15 @@ def test_keep_ruin_and_go_back(serve: Serve, context: Context, snapshot: Call, n
 
 
 def test_list_and_show(context: Context, snapshot: Call, name: str) -> None:
-    """A table, an object, or lines; times are UTC."""
+    """A table, the oldest first, an object, or lines; times are UTC."""
     assert snapshot("list", name).stdout.split() == ["NAME", "SIZE", "CREATED", "LABELS"]
     snapshot("create", name, "b")
     snapshot("create", name, "a")
     rows = [line.split() for line in snapshot("list", name).stdout.splitlines()]
-    assert [row[:2] for row in rows] == [["NAME", "SIZE"], ["a", "1M"], ["b", "1M"]]
+    assert [row[:2] for row in rows] == [["NAME", "SIZE"], ["b", "1M"], ["a", "1M"]]
     row = json.loads(snapshot("show", name, "a", "-o", "json").stdout)
     kept = {"uuid": row["uuid"], "labels": {}, "metadata": "", "handles": []}
-    assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[1][2], **kept}
+    assert row == {"name": "a", "size_bytes": 1 << 20, "created": rows[2][2], **kept}
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["created"])
     with context.open(f"{name}@a", os.O_RDONLY):
         lines = snapshot("show", name, "a").stdout.splitlines()
@@ -115,7 +115,7 @@ def test_labels_and_metadata(snapshot: Call, name: str, tmp_path: Path) -> None:
     assert (row["labels"], row["metadata"]) == ({"owner": "bob"}, base64.b64encode(b"new").decode())
     file.write_bytes(bytes(4096))
     refused = snapshot("create", name, "t", "--label", "a=b", "--metadata", str(file))
-    assert refused.returncode == FAILED
+    assert refused.returncode == USAGE
     assert "at most 4096" in refused.stderr
     for wrong in (["--label", "a"], ["--label", "a=1", "--label", "a=2"]):
         assert snapshot("create", name, "t", *wrong).returncode == USAGE
@@ -128,7 +128,7 @@ def test_refusals(serve: Serve, context: Context, snapshot: Call, name: str) -> 
     assert snapshot("create", name, "s").returncode == DONE
     for command, arguments, code, words in (
         ("create", (name, "s"), BUSY, "there is a snapshot s already"),
-        ("create", (name, "-"), FAILED, "no name of a snapshot"),
+        ("create", (name, "-"), USAGE, "no name of a snapshot"),
         ("create", ("nothing", "s"), NOT_FOUND, "no volume nothing"),
         ("show", (name, "t"), NOT_FOUND, "no snapshot t"),
         ("remove", (name, "t"), NOT_FOUND, "no snapshot t"),
@@ -146,7 +146,7 @@ def test_refusals(serve: Serve, context: Context, snapshot: Call, name: str) -> 
     for arguments in (("snapshot", "remove", name, "s"), ("volume", "remove", name)):
         said = run(*arguments, "--state-dir", serve.state_dir)
         assert said.returncode == BUSY, said.stderr
-        assert "1 clones stand on" in said.stderr or "is held by" in said.stderr
+        assert f": {name}.clone\n" in said.stderr or "is held by" in said.stderr
 
 
 def test_a_terminal_is_asked(serve: Serve, context: Context, snapshot: Call, name: str) -> None:
@@ -227,7 +227,7 @@ def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) ->
         return run("volume", command, "--state-dir", serve.state_dir, *arguments)
 
     put(context, name, b"stamp")
-    assert volume("clone", name, f"{name}.0").returncode == FAILED
+    assert volume("clone", name, f"{name}.0").returncode == USAGE
     made = volume("template", name)
     assert (made.returncode, made.stdout, made.stderr) == (DONE, "", "")
     for number in range(2):
@@ -235,9 +235,9 @@ def test_a_template_and_its_clones(serve: Serve, context: Context, name: str) ->
     put(context, f"{name}.1", b"other")
     assert [get(context, f"{name}.{number}") for number in range(2)] == [b"stamp", b"other"]
     assert json.loads(volume("show", name, "-o", "json").stdout)["is_template"]
-    assert re.search(rf"^{name} .* template; -$", volume("list").stdout, re.M)
+    assert re.search(rf"^{name} .* template +-$", volume("list").stdout, re.M)
     for arguments, code, words in (
-        (("remove", name), BUSY, "2 clones stand on volume"),
+        (("remove", name), BUSY, f"clones stand on volume {name}: {name}.0, {name}.1\n"),
         (("resize", name, "2M"), FAILED, "is a template"),
         (("clone", name), USAGE, "Missing argument"),
         (("clone", name, "a", "b", "c"), USAGE, "a volume's name"),
@@ -293,7 +293,7 @@ def test_another_name_is_another_target(serve: Serve, context: Context, name: st
         assert do(disk, INQUIRY_80, read=255) != serial
         assert read_block(disk, 3) == bytes(512)
     assert volume("rename", name, f"{name}.b").returncode == BUSY
-    assert volume("rename", name, "Not.a.name").returncode == FAILED
+    assert volume("rename", name, "Not.a.name").returncode == USAGE
 
 
 DATA_PROTECT = 0x7

@@ -18,6 +18,9 @@ from iscsi_ovs.cli import mount, serve, shared, snapshot, target, volume
 from iscsi_ovs.errors import ConfigurationError, Error
 
 _EXIT_OF_ERRNO = {
+    errno.EINVAL: shared.EXIT_USAGE,  # a name, size or label that can't be
+    errno.EFBIG: shared.EXIT_USAGE,
+    errno.E2BIG: shared.EXIT_USAGE,
     errno.ENOENT: shared.EXIT_NOT_FOUND,
     errno.EEXIST: shared.EXIT_BUSY,
     errno.EBUSY: shared.EXIT_BUSY,

@@ -94,7 +94,7 @@ def context_at(path: Path) -> Iterator[Context]:
         complain(f"at {path}: {error.strerror}")
         sys.exit(EXIT_UNREACHABLE)
     except OSError as error:
-        complain(f"no volume server at {path}: {error.strerror}; start one with: iscsi-ovs serve")
+        complain(f"{error.strerror}; start one with: iscsi-ovs serve")
         sys.exit(EXIT_UNREACHABLE)
     with context:
         try:

@@ -109,10 +109,10 @@ def snapshot_label(
 @shared.output_option
 @shared.state_dir_option
 def snapshot_list(volume_name: str, output: str, state_dir: Path | None) -> None:
-    """Every snapshot of VOLUME."""
-
+    """Every snapshot of VOLUME, the oldest first."""
     with shared.context(state_dir) as context:
-        rows = [_snapshot_row(found) for found in context.list_snapshots(volume_name)]
+        found = sorted(context.list_snapshots(volume_name), key=lambda snapshot: snapshot.created_s)
+    rows = [_snapshot_row(snapshot) for snapshot in found]
     if output == "json":
         shared.print_json(rows)
         return
@@ -130,7 +130,6 @@ def snapshot_list(volume_name: str, output: str, state_dir: Path | None) -> None
 @shared.state_dir_option
 def snapshot_show(volume_name: str, name: str, output: str, state_dir: Path | None) -> None:
     """SNAPSHOT of VOLUME, and who has it open."""
-
     with shared.context(state_dir) as context:
         row = _snapshot_row(context.stat_snapshot(volume_name, name))
         opened_as = names.join(volume_name, name)

@@ -31,14 +31,21 @@ def _row(found: VolumeStat) -> dict[str, Any]:
         "held": found.held,
         "failed": found.failed,
         "is_template": found.is_template,
+        "promotion_percent": _percent(found.promotion),
+        "sanitize_percent": _percent(found.sanitize),
     }
+
+
+def _percent(share: int | None) -> float | None:
+    """Of the server's 65536ths; None: nothing runs."""
+    return None if share is None else round(share * 100 / 65536, 1)
 
 
 def _print(rows: list[dict[str, Any]], output: str) -> None:
     if output == "json":
         shared.print_json(rows)
         return
-    lines = [("NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "HELD BY")]
+    lines = [("NAME", "SIZE", "STORED", "FOOTPRINT", "UUID", "STATE", "HELD BY")]
     for row in rows:
         lines.append(
             (
@@ -48,14 +55,19 @@ def _print(rows: list[dict[str, Any]], output: str) -> None:
                 config.format_size(row["footprint_bytes"]),
                 row["uuid"],
                 _state(row),
+                row["held"] or "-",
             )
         )
     shared.print_columns(lines)
 
 
 def _state(row: dict[str, Any]) -> str:
+    """What it is beside a volume, and what is under way on it."""
     words = [word for word, holds in (("failed", row["failed"]), ("template", row["is_template"])) if holds]
-    return "; ".join([*words, row["held"] or "-"]) if words else row["held"] or "-"
+    for word, percent in (("promoting", row["promotion_percent"]), ("sanitizing", row["sanitize_percent"])):
+        if percent is not None:
+            words.append(f"{word} {percent:.0f}%")
+    return ", ".join(words) or "-"
 
 
 @volume.command("create")
@@ -223,8 +235,16 @@ def volume_promote(name: str, cancel: bool, state_dir: Path | None) -> None:
     Waits until it is done. Interrupted, or over a restart of the server, it goes on in the background; the same command
     waits for it again.
     """
-    with shared.context(state_dir) as context, shared.progress(f"promoting {name}") as on_progress:
-        context.promote_volume(name, cancel=cancel, on_progress=on_progress)
+    with shared.context(state_dir) as context:
+        if cancel:
+            context.promote_volume(name, cancel=True)
+            return
+        try:
+            with shared.progress(f"promoting {name}") as on_progress:
+                context.promote_volume(name, on_progress=on_progress)
+        except KeyboardInterrupt:
+            shared.complain(f"the promotion of {name} goes on; to end it: iscsi-ovs volume promote {name} --cancel")
+            raise
 
 
 @volume.command("template")

@@ -57,7 +57,9 @@ def destination(path: Path, *, may_replace: bool) -> Iterator[int]:
 
 
 def check_destination(path: Path, *, may_replace: bool) -> None:
-    """The same errors, before anything is begun."""
+    """The same errors, before anything is begun; and ENOENT where there is no such directory."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such directory", str(path.parent))
     if path.exists() and not path.is_file():
         raise OSError(errno.EEXIST, "it is there, and no file", str(path))
     if not may_replace and os.path.lexists(path):
