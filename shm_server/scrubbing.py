@@ -17,7 +17,7 @@ from functools import partial
 from shm_server.manager import Manager
 from shm_server.progress import Progress
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
-from shm_server.stores.base import Findings, LayerChecks, LayerFile
+from shm_server.stores.base import DamagedMapError, Findings, LayerChecks, LayerFile
 from shm_server.volumes.sight import who_sees
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ CALL_S = 0.005  # of a thread's time, with steps that are small
 LAYER_BYTES = 1 << 20  # what a layer costs, however small: its files are opened and synced
 MAX_PROBLEMS = 1000
 BAD_PAGE, LOST_CHECKSUM, DAMAGED_BLOCK, DAMAGED_HEADER = "bad page", "lost checksum", "damaged block", "damaged header"
+DAMAGED_MAP = "damaged map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +178,11 @@ class Scrubber:
                     at.add(step)
                     if step.error is not None:
                         progress.check()
-                        if await self._sealed({step.file.number}):
+                        if not await self._sealed({step.file.number}):
+                            continue  # it was merged meanwhile, and verified as it was
+                        if not isinstance(step.error, DamagedMapError):
                             raise step.error
-                        continue  # it was merged meanwhile, and verified as it was
+                        problems.append(await self._manager.on_thread(partial(self._tell_map, step.file)))
                     if (found := step.found) is not None:
                         checked.layers += 1
                         checked.pages += found.pages
@@ -207,6 +210,11 @@ class Scrubber:
                 problems += _joined(kind, file, pages, seen)
         return problems
 
+    def _tell_map(self, file: LayerFile) -> Problem:
+        """On a thread. Whoever stands on the layer can't be read."""
+        seen = who_sees(self._manager.lineage, file, (0,), lambda _above, _pages: set())
+        return Problem(DAMAGED_MAP, file, 0, 0, seen[0])
+
 
 # On a thread --------------------------------------------------------------------------------------------------------
 
@@ -231,10 +239,10 @@ def _through(checks: LayerChecks, layers: Sequence[LayerFile], *, renew: bool) -
         left_bytes -= size_bytes
         try:
             found = yield from _through_layer(checks, file, renew=renew)
+            yield _Step(file, found=found)
+            checks.check_map(file)
         except OSError as error:
             yield _Step(file, error=error)
-        else:
-            yield _Step(file, found=found)
 
 
 def _through_layer(checks: LayerChecks, file: LayerFile, *, renew: bool) -> Generator[_Step, None, Findings]:

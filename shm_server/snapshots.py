@@ -140,8 +140,7 @@ class Snapshots:
             )
             holdable = [name, *(names.join(name, other.name) for other in going)]
             await self._manager.vacate(holdable, force=force)
-            await self._manager.opened(name)  # what a crash left to be written again is not to come later
-            self._manager.close_unheld(name)
+            await self._forget_atomic_write(record)
 
             def roll_back() -> Record:
                 layer = self._create_layer(record.uuid, found.size_bytes)
@@ -156,6 +155,16 @@ class Snapshots:
             self._changed(info, [])
         self.tidy()
         return info
+
+    async def _forget_atomic_write(self, record: Record) -> None:
+        """What a crash left to be written again is not to come when the volume is another. For who has its lock."""
+        manager = self._manager
+        try:
+            await manager.opened(record.name)
+            manager.close_unheld(record.name)
+        except OSError as error:  # what is damaged is to go, perhaps
+            log.warning("volume %s can't be opened, and is rolled back all the same: %s", record.name, error)
+            await manager.on_thread(lambda: self._stores.drop_atomic_write(record.files))
 
     async def clone(self, name: str, snapshot: str, new_name: str) -> VolumeInfo:
         """A volume of its own, with an identity of its own, that begins as the snapshot, or without a name as the

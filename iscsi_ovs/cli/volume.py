@@ -294,6 +294,8 @@ def _say(problem: Problem) -> str:
         return f"damaged checksums: the header of {problem.layer}.sums, for {where}"
     if problem.kind == "damaged block":
         return f"damaged checksums: block {problem.page} of {problem.layer}.sums, for {where}"
-    pages = f"page {problem.page}" if problem.pages == 1 else f"{problem.pages} pages from {problem.page}"
     seen = ", ".join(problem.seen_by) or "nobody"
+    if problem.kind == "damaged map":
+        return f"damaged map: {problem.layer}.map, for {where}; these can't be read: {seen}"
+    pages = f"page {problem.page}" if problem.pages == 1 else f"{problem.pages} pages from {problem.page}"
     return f"{problem.kind}: {where}: {pages}, offset {problem.page * PAGE_BYTES}; seen by {seen}"

@@ -74,7 +74,8 @@ class Problem(msgspec.Struct, frozen=True):
     """Pages of a layer, ``pages`` of them from ``page`` on; each stands in ``file`` at page times 4096.
 
     ``kind`` is "bad page": it is not what its checksum says; "lost checksum": it had one; "damaged block": ``page`` is
-    the number of a block of the file of checksums; "damaged header": so is that file's.
+    the number of a block of the file of checksums; "damaged header": so is that file's; "damaged
+    map": which pages the layer has is not known, so who sees it can't be read.
     """
 
     kind: str

@@ -30,6 +30,14 @@ class BadPageError(OSError):
         self.offset = offset
 
 
+class DamagedMapError(OSError):
+    """Which pages a layer has is not known; ``path`` is its map's."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        super().__init__(errno.EIO, words)
+        self.path = path
+
+
 class Store(Protocol):
     """One volume's bytes. Offsets and lengths are bytes and lie within the size; the caller has checked that.
 
@@ -167,6 +175,10 @@ class LayerChecks(Protocol):
         """About what scrub() will have read."""
         ...
 
+    def check_map(self, file: LayerFile) -> None:
+        """All of it is whole, where it has one: DamagedMapError."""
+        ...
+
     def owned(self, file: LayerFile, pages: Collection[int]) -> set[int]:
         """Which of them a layer that is no base has, and hides in those below it; as far as that is durable."""
         ...
@@ -279,6 +291,10 @@ class Stores(Protocol):
         """It has no chain any more: forget what was kept of that."""
         ...
 
+    def drop_atomic_write(self, name: str) -> None:
+        """What was left to be done at the next open() is not to be done, durably. The store is not open."""
+        ...
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         """Remove them, durably; those that are not there are fine."""
         ...
@@ -341,6 +357,9 @@ class WithoutLayers:
 
     def made_plain(self, name: str) -> None:
         pass
+
+    def drop_atomic_write(self, name: str) -> None:
+        raise no_layers()  # nobody asks for a volume that can't be rolled back
 
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         pass

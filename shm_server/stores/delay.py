@@ -207,6 +207,9 @@ class DelayStores:
     def made_plain(self, name: str) -> None:
         self._stores.made_plain(name)
 
+    def drop_atomic_write(self, name: str) -> None:
+        self._stores.drop_atomic_write(name)
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         self._stores.remove_layers(layers)
 

@@ -222,6 +222,10 @@ class FileStores:
     def made_plain(self, name: str) -> None:
         self._owners_path(name).unlink(missing_ok=True)
 
+    def drop_atomic_write(self, name: str) -> None:
+        self._redo_path(name).unlink(missing_ok=True)
+        sync_directory(self._directory)
+
     def remove_layers(self, layers: Iterable[LayerFile]) -> None:
         layers = list(layers)
         remove_files(layers, self._directory)

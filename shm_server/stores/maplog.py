@@ -28,6 +28,7 @@ from typing import NamedTuple
 import crc32c
 
 from shm_server.stores import linux
+from shm_server.stores.base import DamagedMapError
 from shm_server.stores.boot import boot_id
 
 FORMAT = 1
@@ -145,7 +146,7 @@ class MapLog:
         try:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise OSError(errno.EIO, f"the map {self.path} of layer {self._layer} is missing") from None
+            raise self._damaged(f"the map {self.path} of layer {self._layer} is missing") from None
         return self._check_header(os.pread(self._fd, HEADER_BYTES, 0))
 
     def _scan(self, since: Place) -> tuple[list[Run | None], bytes]:
@@ -193,7 +194,7 @@ class MapLog:
                     is_gap = True
             at += len(block)
         if is_gap:
-            raise OSError(errno.EIO, f"{self.path} is damaged at byte {self._length}: who has which page is not known")
+            raise self._damaged(f"{self.path} is damaged at byte {self._length}: who has which page is not known")
 
     def _has_record(self, at: int) -> bool:
         raw = os.pread(self._fd, RECORD_BYTES, at)
@@ -213,7 +214,7 @@ class MapLog:
     def _check_header(self, raw: bytes) -> bytes:
         """The boot id in it."""
         if len(raw) < HEADER_BYTES or not raw.startswith(_MAGIC):
-            raise OSError(errno.EIO, f"{self.path} is no map of a layer")
+            raise self._damaged(f"{self.path} is no map of a layer")
         _, version, page_bytes, layer, uuid, boot, checksum = _HEADER.unpack_from(raw)
         if version > FORMAT:
             raise OSError(
@@ -222,11 +223,14 @@ class MapLog:
             )
         self._seed = crc32c.crc32c(raw[: _HEADER.size - 4])
         if checksum != self._seed or page_bytes != PAGE_BYTES:
-            raise OSError(errno.EIO, f"the header of {self.path} is damaged")
+            raise self._damaged(f"the header of {self.path} is damaged")
         if (layer, uuid) != (self._layer, self._uuid):
-            raise OSError(errno.EIO, f"{self.path} is the map of layer {layer}, not of layer {self._layer}")
+            raise self._damaged(f"{self.path} is the map of layer {layer}, not of layer {self._layer}")
         assert isinstance(boot, bytes)
         return boot
+
+    def _damaged(self, words: str) -> DamagedMapError:
+        return DamagedMapError(self.path, words)
 
     # Appending ------------------------------------------------------------------------------------------------------
 

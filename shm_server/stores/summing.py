@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import closing
 
 from shm_server.stores.base import Findings, LayerFile
@@ -17,6 +17,7 @@ from shm_server.stores.checked import READ_AHEAD_PAGES, STEP_PAGES, Checks, bad_
 from shm_server.stores.checksums import BLOCK_PAGES, NONE, PAGE_BYTES, ZERO_SUM, SumsFile, sums_name, sums_of
 from shm_server.stores.descriptor import DescriptorStore
 from shm_server.stores.layer import allocated_bytes, open_data, open_log
+from shm_server.stores.maplog import Run
 
 CHECKPOINT_PAGES = (64 << 20) // PAGE_BYTES  # of what was read: so much is done again after a crash
 
@@ -183,16 +184,22 @@ class LayerChecks:
     def allocated_bytes(self, file: LayerFile) -> int:
         return allocated_bytes(self._checks.directory / file.name)
 
-    def owned(self, file: LayerFile, pages: Collection[int]) -> set[int]:
+    def check_map(self, file: LayerFile) -> None:
+        if not file.is_base:
+            self._runs(file)
+
+    def _runs(self, file: LayerFile) -> Sequence[Run]:
         log = open_log(file, self._checks.directory)
         try:
-            runs = log.open(is_sealed=True)  # even if it is not: it is looked at, and nothing is changed
+            return log.open(is_sealed=True)  # even if it is not: it is looked at, and nothing is changed
         finally:
             log.close()
+
+    def owned(self, file: LayerFile, pages: Collection[int]) -> set[int]:
         wanted = sorted(pages)
         return {
             page
-            for _, first, count in runs
+            for _, first, count in self._runs(file)
             for page in wanted[bisect_left(wanted, first) : bisect_left(wanted, first + count)]
         }
 

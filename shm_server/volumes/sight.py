@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from shm_server.stores.base import LayerFile
+from shm_server.stores.base import DamagedMapError, LayerFile
 from shm_server.stores.maplog import PAGE_BYTES
 from shm_server.volumes.lineage import Lineage
 
@@ -22,6 +22,10 @@ def who_sees(lineage: Lineage, file: LayerFile, pages: Collection[int], owned: O
                 if page * PAGE_BYTES < size_bytes:
                     seen[page].append(name)
         for above in lineage.standing_on(at.number):
-            if left := visible - owned(above, visible):
+            try:
+                left = visible - owned(above, visible)
+            except DamagedMapError:
+                continue  # who stands on it can't be read
+            if left:
                 waiting.append((above, left))
     return {page: tuple(sorted(found)) for page, found in seen.items()}

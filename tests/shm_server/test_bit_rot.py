@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from shm_server.scrubbing import BAD_PAGE, DAMAGED_MAP
 from shm_server.stores import maplog
+from shm_server.stores.redo import RedoFile
 from shm_server.volumes.volume import Volume
 from tests.shm_server.pool import Pool
 
@@ -155,6 +157,70 @@ def test_no_byte_that_turns_gives_other_data(sound: tuple[Path, Content], monkey
     """Any byte of any file, under the same boot and another."""
     for number in range(FLIPS):
         rot(sound, SEED + number, monkeypatch)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    """A volume with two snapshots and a clone of the first, and something written since."""
+    made = Pool(tmp_path)
+    made.run(made.manager.create("v", PAGES * PAGE))
+    for snapshot in ("a", "b"):
+        with made.volume("v") as volume:
+            made.write(volume, 0, snapshot.encode() * PAGE)
+        made.run(made.snapshots.create("v", snapshot))
+    made.run(made.snapshots.clone("v", "a", "c"))
+    with made.volume("v") as volume:
+        made.write(volume, PAGE, b"z" * PAGE)
+    made.settle()
+    yield made
+    made.close()
+
+
+def damage(pool: Pool, number: int) -> None:
+    path = pool.directory / "volumes" / f"{number}.map"
+    content = bytearray(path.read_bytes())
+    content[maplog.HEADER_BYTES + 8] ^= 1
+    path.write_bytes(content)
+
+
+def begins(pool: Pool, name: str) -> bytes:
+    with pool.volume(name, "r") as volume:
+        found = pool.read(volume, 0, 1)
+    pool.settle()
+    return found
+
+
+def test_a_check_tells_of_a_damaged_map(pool: Pool) -> None:
+    """With who can't be read by it, and all else that it finds; what stands below is read as ever."""
+    base, upper, _ = pool.manager.lineage.chain(pool.manager.record("v").uuid)
+    damage(pool, upper.number)
+    (found,) = pool.check("v").told
+    assert (found.kind, found.layer.number, found.seen_by) == (DAMAGED_MAP, upper.number, ("v", "v@b"))
+    path = pool.directory / "volumes" / base.name
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    told = {(each.kind, each.layer.number, each.seen_by) for each in pool.check("v").told}
+    assert told == {(DAMAGED_MAP, upper.number, ("v", "v@b")), (BAD_PAGE, base.number, ("c", "v@a"))}
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_rollback_gets_rid_of_a_damaged_map(pool: Pool, which: int) -> None:
+    """The volume can't be opened; but it can be what it was, and what was left to be written again is gone."""
+    chain = pool.manager.lineage.chain(pool.manager.record("v").uuid)
+    damage(pool, chain[which].number)
+    for path in (pool.directory / "volumes").glob("*.owners"):
+        path.unlink()
+    redo = RedoFile(pool.directory / "volumes" / "v.redo", pool.manager.record("v").uuid)
+    redo.record(0, b"r" * PAGE)
+    redo.close()
+    with pytest.raises(OSError, match=r"\.map is damaged"):
+        begins(pool, "v")
+    snapshot = "ab"[which - 1]
+    pool.run(pool.snapshots.rollback("v", snapshot))
+    assert begins(pool, "v") == snapshot.encode()
+    pool.restart()
+    assert begins(pool, "v") == begins(pool, f"v@{snapshot}") == snapshot.encode()
 
 
 @pytest.mark.soak
