@@ -63,7 +63,7 @@ conformance: env packages-test packages-bench
 	$(BIN)/python -m conformance $(ARGS)
 
 soak: env packages-test
-	$(BIN)/pytest -m soak --timeout 3600 $(ARGS)
+	$(BIN)/pytest -m soak --timeout 3600 -o faulthandler_timeout=0 $(ARGS)
 
 # Records tests/traces/*.pcapng anew from real initiators.
 traces: env packages-test
