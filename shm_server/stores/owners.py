@@ -130,7 +130,10 @@ class Owners:
 
     def _give_up(self, error: OSError) -> None:
         log.error("the owners of a volume's pages can't be kept, the next open reads all its maps: %s", error)
-        self._table.give_up()
+        try:
+            self._table.give_up()
+        except OSError as problem:
+            log.error("nor can their file be removed: %s", problem)
 
     # Looking --------------------------------------------------------------------------------------------------------
 

@@ -123,10 +123,10 @@ class Table:
             self._put_header(place, len(known))  # not synced: without it the maps are read
 
     def give_up(self) -> None:
-        """Nobody is to believe it."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-            self._path = None
+        """Nobody is to believe it. Where its name stays, it is as far as it was noted last: nothing is any more."""
+        path, self._path = self._path, None
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -277,6 +277,28 @@ def test_a_map_that_cannot_be_kept_costs_nothing(pool: Pool, path: Path, monkeyp
         assert pool.read(volume, 50 * PAGE, 3 * PAGE) == b"a" * PAGE + b"b" * PAGE + b"c" * PAGE
 
 
+def test_a_map_that_can_not_be_removed_is_not_believed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is what can't be written kept, nor can the file go: what was claimed since is read again from the maps,
+    whatever was flushed and closed behind that."""
+    live(pool)
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with pool.volume("demo") as volume:
+        pool.write(volume, 50 * PAGE, b"a" * PAGE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Table, "write", broken)
+            patch.setattr(Path, "unlink", broken)
+            pool.write(volume, 51 * PAGE, b"b" * PAGE)
+        pool.write(volume, 51 * PAGE, b"c" * PAGE)
+        pool.run(volume.flush())
+        expected = pool.read(volume, 0, SIZE)
+        assert expected[51 * PAGE : 52 * PAGE] == b"c" * PAGE
+    pool.settle()
+    assert content(pool) == expected
+
+
 @pytest.mark.parametrize("length", [512, PAGE, 3 * PAGE])
 def test_a_full_disk_is_met_before_the_record(pool: Pool, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """No room for the owner of a page: the write fails with ENOSPC, no record says otherwise, and so it stays."""
