@@ -33,7 +33,8 @@ from shm_server.stores.table import Table
 T = TypeVar("T")
 
 DEFAULT_MAP_CACHE_BYTES = 64 << 20
-MAX_OPEN_LAYERS = 16384  # data files of sealed layers; half of the descriptors that are allowed, if that is less
+MAX_OPEN_LAYERS = 16384  # data files of sealed layers
+OTHER_DESCRIPTORS = 4096  # that are allowed, or half of them if that is less: everything else that is open
 
 
 class FileStores:
@@ -44,7 +45,8 @@ class FileStores:
     def __init__(self, directory: Path, map_cache_bytes: int = DEFAULT_MAP_CACHE_BYTES) -> None:
         self._directory = directory
         self._map_cache = Clock(map_cache_bytes // CHUNK_BYTES)
-        self._open_layers = Clock(min(MAX_OPEN_LAYERS, linux.allow_descriptors() // 2))
+        allowed = linux.allow_descriptors()
+        self._open_layers = Clock(min(MAX_OPEN_LAYERS, allowed - min(OTHER_DESCRIPTORS, allowed // 2)))
         self._ends: dict[int, Place] = {}  # of maps (merging.py)
         self._sealed_bytes: dict[int, int] = {}  # that sealed layers take, by their numbers
         self._checks = Checks(directory)
