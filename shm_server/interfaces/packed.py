@@ -224,11 +224,12 @@ class PackedRing(Ring):
         pending, self._pending = self._pending, []
         self.has_pending = False
         region, start = self._ring
-        slots = self._write_used(pending)
+        slots = sum([slots for _, _, slots, _ in pending])
         used = self._ahead(self._used_at, self._used_wrap, slots)
         noted = [entry for *_, entry in pending]
         if self._inflight is not None:
-            self._inflight.chain(noted, used)
+            self._inflight.chain(noted, used)  # first: a successor takes back what stands in the ring up to ``used``
+        self._write_used(pending)
         if self._words is not None:
             self._words[(DESCRIPTOR_BYTES * self._used_at + _FLAGS_AT) // 2] = _IS_USED[self._used_wrap] | WRITE
             ring.fence()
@@ -241,12 +242,12 @@ class PackedRing(Ring):
         if self._wants_call(slots):
             self.queue.call()
 
-    def _write_used(self, pending: list[_Used]) -> int:
-        """All of the batch, the first not yet marked as used. Returns the slots that it takes."""
+    def _write_used(self, pending: list[_Used]) -> None:
+        """All of the batch, the first not yet marked as used."""
         runs: list[tuple[int, list[bytes]]] = []  # where in the ring, and descriptors one behind the other
         at, wrap = self._used_at, self._used_wrap
         marks = _IS_AVAILABLE[wrap] | WRITE  # a status, at least, has been written
-        total, end = 0, -1
+        end = -1
         for buffer_id, length, slots, _ in pending:
             used = TABLE.pack(0, length, buffer_id, marks)
             if at == end:
@@ -254,13 +255,11 @@ class PackedRing(Ring):
             else:
                 runs.append((at, [used]))
             end = at + 1
-            total += slots
             at, wrap = self._ahead(at, wrap, slots)
             marks = _IS_USED[wrap] | WRITE
         region, start = self._ring
-        for at, run in reversed(runs):
+        for at, run in runs:
             region.write(start + DESCRIPTOR_BYTES * at + _LENGTH_AT, b"".join(run)[_LENGTH_AT:])
-        return total
 
     def _wants_call(self, slots: int) -> bool:
         """Have the ``slots`` that were used last passed what the driver waits for?"""

@@ -236,7 +236,13 @@ def die(*_: object) -> None:
     raise DiedError
 
 
-DEATHS = ["before it is shown", "when it is shown", "before the last word"]
+DEATHS = {
+    "before it is noted": (PackedInflight, "chain"),
+    "before it is written": (packed.PackedRing, "_write_used"),
+    "before it is shown": (words, "add"),
+    "when it is shown": (PackedInflight, "let_go"),
+    "before the last word": (PackedInflight, "commit"),
+}
 
 
 @pytest.mark.parametrize("death", DEATHS)
@@ -253,15 +259,10 @@ def test_death_in_the_middle_of_a_batch(
     for number in batch:
         unsealed.ring.put(taken[number], 1)
     with monkeypatch.context() as patch:
-        if death == DEATHS[0]:
-            patch.setattr(words, "add", die)
-        elif death == DEATHS[1]:
-            patch.setattr(PackedInflight, "let_go", die)
-        else:
-            patch.setattr(PackedInflight, "commit", die)
+        patch.setattr(*DEATHS[death], die)
         with pytest.raises(DiedError):
             unsealed.ring.publish()
-    is_shown = death != DEATHS[0]
+    is_shown = death in ("when it is shown", "before the last word")
     unsealed.restart()
     unsealed.track(noted)
     again = unsealed.ring.take(unsealed.memory, ENTRIES)
