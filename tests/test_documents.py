@@ -1,4 +1,5 @@
-"""Commands of the README and of docs/VOLUMES.md work as they stand there, one behind the other.
+"""What documents name is there; commands of the README and of docs/VOLUMES.md work as they stand there, one behind the
+other.
 
 The journey of docs/VOLUMES.md needs a Linux initiator: tests/guest/test_journey.py.
 """
@@ -6,6 +7,7 @@ The journey of docs/VOLUMES.md needs a Linux initiator: tests/guest/test_journey
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,27 @@ from tests.tools import require_tool
 ROOT = Path(__file__).parents[1]
 # What is typed at another terminal, or is about another page.
 ELSEWHERE = ("serve", "reload", "mount", "unmount")
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("iscsi_ovs", "shm_server", "tests", "docs", "examples", "benchmarks", "conformance", "tools")
+A_PATH = re.compile(rf"(?<![\w/.-])((?:[\w-]+/)+[\w-]+\.(?:py|md|toml)|(?:{'|'.join(FOLDERS)})/[\w/.-]*\w)")
+
+
+def test_files_that_are_named_are_there() -> None:
+    """Written from the root, from one of the packages, or from the documents."""
+    bases = (ROOT, ROOT / "iscsi_ovs", ROOT / "shm_server", ROOT / "docs")
+    named = [(document.name, path) for document in DOCUMENTS for path in A_PATH.findall(document.read_text("utf-8"))]
+    assert len(named) > 100, "the documents are read as they are meant"
+    assert [each for each in named if not any((base / each[1]).exists() for base in bases)] == []
+
+
+def test_every_folder_is_among_the_rooms() -> None:
+    """docs/ARCHITECTURE.md says what is in it."""
+    rooms = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8").partition("\n## Rooms\n")[2].partition("\n## ")[0]
+    for package in ("iscsi_ovs", "shm_server"):
+        for folder in sorted(path.parent for path in (ROOT / package).glob("*/__init__.py")):
+            assert f"{folder.relative_to(ROOT)}/ " in rooms or f"the door of {folder.relative_to(ROOT)}/" in rooms
 
 
 @pytest.fixture

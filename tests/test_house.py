@@ -30,7 +30,6 @@ FORMATS = (
     "iscsi_ovs/commands/mode_pages.py",
     "iscsi_ovs/commands/sense.py",
     "iscsi_ovs/images/qcow2.py",
-    "iscsi_ovs/observe/pcap.py",
     "shm_server/abi/*",
     "shm_server/interfaces/*",
     "shm_server/stores/checksums.py",
@@ -41,7 +40,7 @@ FORMATS = (
 )
 
 MAX_FUNCTION_LINES = 70
-MAX_FILE_LINES = 800
+MAX_FILE_LINES = 600
 
 # "path:function" → the reason why it may be longer.
 LONG_FUNCTIONS: dict[str, str] = {}
@@ -67,7 +66,8 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def test_formats_are_declared_in_their_rooms_only() -> None:
-    """construct and struct are imported only where a format is declared."""
+    """construct and struct are imported only where a format is declared; and no such room is empty."""
+    assert [pattern for pattern in FORMATS if not list(ROOT.glob(pattern))] == []
     strays = [
         f"{name_of(path)}:{line} imports {module}"
         for path in sources()
@@ -91,7 +91,7 @@ def test_functions_are_short() -> None:
 
 
 def test_files_hold_one_noun() -> None:
-    """No file is over 800 lines, unless its reason stands in LONG_FILES."""
+    """No file is over 600 lines, unless its reason stands in LONG_FILES."""
     long = {
         name_of(path): lines
         for path in sources()

@@ -5,9 +5,9 @@
     pieces = connection.data_to_send()          gather them into one sendmsg, then
     connection.sent(count)
 
-Time is handed in; sockets, stores and accounts are elsewhere. The login phase is login.Login, payload and tasks are the
-session's. Protocol errors end here: as a Reject, a login status, or the end of the connection, with a line for the log
-that names the cause; never as an exception for the owner.
+Time is handed in; sockets, stores and accounts are elsewhere. The login phase is login.Login behind an Admission,
+payload and tasks are the session's. Protocol errors end here: as a Reject, a login status, or the end of the
+connection, with a line for the log that names the cause; never as an exception for the owner.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from typing import Any, Protocol
 from iscsi_ovs import pdu, scsi
 from iscsi_ovs.errors import ConnectionAbortError, LoginError, PduError, RedirectError
 from iscsi_ovs.login.fullfeature import TextExchange
-from iscsi_ovs.login.keys import Offer, Parameters
 from iscsi_ovs.login.policy import Policy
-from iscsi_ovs.login.stages import Login
 from iscsi_ovs.login.text import join
 from iscsi_ovs.session import events, plain, transfer
+from iscsi_ovs.session.admission import Admission
 from iscsi_ovs.session.digest import DigestFraming, DigestOutbox
 from iscsi_ovs.session.framing import Framing, sink
 from iscsi_ovs.session.liveness import Liveness, Timing
@@ -94,12 +93,9 @@ class Connection:
         self.stat_sn = 1
         self.max_data_segment_bytes = LOGIN_DATA_SEGMENT_BYTES
         self.on_log: Callable[[str], None] | None = None
-        self._portal_group_tag = portal_group_tag
         self._framing = Framing(self)
         self._events: list[events.Event] = []
-        self._login: Login | None = None
-        self._login_request: Any = None
-        self._login_step: Any = None
+        self._admission = Admission(self, portal_group_tag)
         self._text: TextExchange | None = None
         self._texts = 0  # requests, since the peer has taken anything
         self._texts_at = 0  # what it had taken then, in bytes
@@ -276,7 +272,7 @@ class Connection:
     def _refuse_during_login(self, what: str) -> None:
         """Section 6.3: once the Login Phase has started, a target that "receives any PDU except a Login Request …
         MUST send a Login reject (with Status "invalid during login") and then disconnect"."""
-        if self._login is not None and self.state is State.LOGIN:
+        if self._admission.is_begun and self.state is State.LOGIN:
             raise LoginError(*INVALID_DURING_LOGIN, f"{what} during the login")
 
     def finish(self) -> None:
@@ -337,67 +333,28 @@ class Connection:
     # Login phase -----------------------------------------------------------------------------------------------
 
     def _on_login(self, header: pdu.LoginRequest, data: bytes) -> None:
-        if self._login is None:
-            self._login = Login(self._portal_group_tag, self._offer())
-            self._login.check_target = self.surroundings.check_target
-            self._login.check_session = self.surroundings.check_session
-            self._login.policy = self.surroundings.policy
-            self._login.random_bytes = self.surroundings.random_bytes
-        self._login_request = header
-        step = self._login.receive(header, data)
-        if step.finished is None:
-            self._send_login_response(step.flags, step.text, tsih=0, window=(header.cmd_sn, header.cmd_sn))
-            return
-        self._login_step = step
-        self.state = State.ADMITTING
-        self._framing.is_paused = True
-        self.tell(events.LoginOpened(step.finished, header.tsih))
-
-    def _offer(self) -> Offer:
-        """What we offer in a login that begins now: unsolicited data only as far as there is space (CONTRACTS 3)."""
-        first_burst = self.surroundings.space.first_burst_bytes(Offer().first_burst_length)
-        if first_burst:
-            return Offer(first_burst_length=first_burst)
-        return Offer(initial_r2t=True, immediate_data=False)
-
-    def _send_login_response(
-        self, flags: int, text: bytes, tsih: int, window: tuple[int, int], status: tuple[int, int] = (0, 0)
-    ) -> None:
-        request = self._login_request
-        self.send(
-            pdu.LoginResponse(
-                flags=flags,
-                isid=request.isid,
-                tsih=tsih,
-                initiator_task_tag=request.initiator_task_tag,
-                stat_sn=self.take_stat_sn() if status == (0, 0) else 0,
-                exp_cmd_sn=window[0],
-                max_cmd_sn=window[1],
-                status_class=status[0],
-                status_detail=status[1],
-            ),
-            text,
-        )
+        if self._admission.receive(header, data):
+            self.state = State.ADMITTING
+            self._framing.is_paused = True
+            self.tell(events.LoginOpened(self._admission.parameters, header.tsih))
 
     def admit(self, nexus: scsi.Nexus, tsih: int, now: float) -> tuple[Session, list[events.Event]]:
         """The owner lets the login in. Returns the session, and what happened since (bytes that came early)."""
         assert self.state is State.ADMITTING
-        step = self._login_step
-        parameters: Parameters = step.finished
+        parameters = self._admission.parameters
         kind = DiscoverySession if parameters.is_discovery else Session
-        session = kind(self, parameters, nexus, self.surroundings.space, tsih, self._login_request.cmd_sn)
+        session = kind(self, parameters, nexus, self.surroundings.space, tsih, self._admission.cmd_sn)
         self.session = session
         self.state = State.FULL_FEATURE
         self.max_data_segment_bytes = parameters.target_max_recv_data_segment_length
         window = session.window
-        self._send_login_response(step.flags, step.text, tsih, (window.exp_cmd_sn, window.max_cmd_sn))
+        self._admission.accept(tsih, (window.exp_cmd_sn, window.max_cmd_sn))
         if parameters.header_digest or parameters.data_digest:
             # Section 13.1: from the first PDU of the full feature phase on.
             self._framing = DigestFraming(self._framing, parameters.header_digest, parameters.data_digest)
             self.outbox = DigestOutbox(self.outbox, parameters.header_digest, parameters.data_digest)
         self._text = TextExchange(parameters, lambda: self.surroundings.targets(self))
         self._liveness.last_heard = now
-        self._login_step = None
         self._framing.is_paused = False
         try:
             self._framing.parse()
@@ -411,13 +368,7 @@ class Connection:
         return self._take_events()
 
     def _refuse(self, status_class: int, status_detail: int, reason: str, text: bytes = b"") -> None:
-        if self._login_request is None:
-            self._login_request = self._header
-        if isinstance(self._login_request, pdu.LoginRequest):
-            request = self._login_request
-            self._send_login_response(
-                0, text, 0, (request.cmd_sn, request.cmd_sn), status=(status_class, status_detail)
-            )
+        self._admission.refuse(self._header, (status_class, status_detail), text)
         is_redirection = status_class == 0x01
         self._end(f"login refused ({status_class:02x}{status_detail:02x}): {reason}", is_error=not is_redirection)
 

@@ -181,7 +181,7 @@ def test_any_bytes_in_any_state(prepare: Callable[[Hostile], None], pieces: list
     feed(talk, b"".join(pieces), random.Random(seed))
     if talk.connection.state is State.ADMITTING:
         talk.admits = True
-        talk.happened([events.LoginOpened(talk.connection._login_step.finished)])
+        talk.happened([events.LoginOpened(talk.connection._admission.parameters)])
     talk.happened(talk.connection.tick(20.0))
     talk.happened(talk.connection.tick(200.0))
     closed = [event for event in talk.told if isinstance(event, events.ConnectionClosed)]

@@ -42,6 +42,16 @@ def test_who_waits_is_served_in_order_of_arrival() -> None:
     assert not space.has_waiters
 
 
+def test_what_buffers_hold_is_not_offered() -> None:
+    """Half of the segment is for windows, but only as far as it is free now."""
+    space = space_of(1024)
+    pool = space.pool
+    assert pool is not None
+    assert (space.first_burst_bytes(16 * 64), space.first_places(2), space.growth_places(2, 100)) == (16 * 64, 8, 64)
+    assert pool.allocate(1008 * 64) is not None
+    assert (space.first_burst_bytes(16 * 64), space.first_places(2), space.growth_places(2, 100)) == (0, 1, 2)
+
+
 class Session:
     """Somebody who holds so many slots."""
 

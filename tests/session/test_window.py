@@ -95,3 +95,17 @@ def test_a_window_that_closes_after_the_segment_it_was_paid_from_takes_nothing_f
     old.close()
     assert space.pool is not None
     assert (space.granted_slots, space.pool.reserved_slots) == (reserved, reserved)
+
+
+def test_a_window_that_the_next_segment_has_no_room_for_lives_on_unpaid() -> None:
+    """Its places stay open, for MaxCmdSN never goes back; when it closes it has nothing to give back."""
+    space = space_of(1024)
+    window = CommandWindow(space, 1, 8)
+    places, granted = window.open_places, window.granted_slots
+    assert granted == 8 * places > 8
+    space.detach()
+    pool = MemoryPool(16, 64)
+    space.attach(pool, [window])
+    assert (window.open_places, window.granted_slots) == (places, 0)
+    window.close()
+    assert (space.granted_slots, pool.reserved_slots) == (0, 0)

@@ -161,6 +161,19 @@ def test_entries_needed_is_what_push_takes(parts: int) -> None:
         assert rings.serve.pending() == needed
 
 
+def test_a_doorbell_is_rung_once_for_a_sleep() -> None:
+    """Who has been rung for is awake, or will be: the next publish, before it has said so itself, rings for nobody."""
+    rings = Rings()
+    assert rings.serve.raise_sleep()
+    assert rings.reap.raise_sleep()
+    rang = []
+    for tag in (1, 2):
+        rings.submit.push(1, 0, 1, 1, 0, 512, tag, [(0, 0, 512)])
+        rings.complete.push(tag, 0, 512, 0)
+        rang.append((rings.submit.publish(), rings.complete.publish()))
+    assert rang == [(True, True), (False, False)]
+
+
 def test_parts_run_on_in_continuations() -> None:
     """The eighth part and later stand in entries of their own, ten in each."""
     rings = Rings(0xFFFFFFFE)
