@@ -11,7 +11,8 @@
                      "exports": [{"volume": "demo", "vhost_user": "/run/demo.sock"}]}
     }
 
-Everything but local_connection_path has a default. An unknown key is refused with its path and the nearest known one.
+Everything but local_connection_path, which begins beside the file where it is not absolute, has a default. An unknown key
+is refused with its path and the nearest known one.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def _settings(vpool: VPool, path: Path, socket_path: str | Path | None) -> Setti
     directory = vpool.backend_connection_manager.local_connection_path
     if not directory:
         raise ConfigError(f"{path}: backend_connection_manager.local_connection_path is empty")
-    pool = Path(directory).absolute()
+    pool = path.absolute().parent / directory
     region_bytes = _size(vpool.shm_interface.shm_region_size, path, "shm_interface.shm_region_size")
     if region_bytes < 1 << 20:
         raise ConfigError(f"{path}: shm_interface.shm_region_size is {region_bytes}: at least 1 MiB")

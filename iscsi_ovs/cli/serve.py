@@ -65,7 +65,7 @@ def serve(
     config.make_private_directory(state)
     config.make_private_directory(socket_path.parent)
     pool_file = state / "vpool.json"
-    if config.write_first_pool(pool_file, state / "pool"):
+    if config.write_first_pool(pool_file):
         click.echo(f"wrote {pool_file}: fs_enable_shm_interface is on", err=True)
     target_options = ["--socket", str(socket_path), *(["--open"] if is_open else [])]
     descriptors: list[int] = []

@@ -9,6 +9,8 @@ import msgspec
 
 from iscsi_ovs.errors import ConfigurationError
 
+POOL_NAME = "pool"
+
 
 def make_private_directory(path: Path) -> None:
     """A directory (and its parents) that only we can enter."""
@@ -22,12 +24,15 @@ def make_private_directory(path: Path) -> None:
         raise ConfigurationError(f"can't write in {path}; choose another place with --state-dir")
 
 
-def write_first_pool(path: Path, pool_directory: Path) -> bool:
-    """The vpool.json of a new state directory, its shared-memory interface on. False: there is one, left as it is."""
+def write_first_pool(path: Path) -> bool:
+    """The vpool.json of a new state directory, its shared-memory interface on. False: there is one, left as it is.
+
+    The pool lies beside it, and is so named: a directory that is copied or moved is whole.
+    """
     document = {
         "filesystem": {"fs_enable_shm_interface": True, "fs_nullio": False},
         "shm_interface": {"shm_region_size": 268435456},
-        "backend_connection_manager": {"backend_type": "LOCAL", "local_connection_path": str(pool_directory)},
+        "backend_connection_manager": {"backend_type": "LOCAL", "local_connection_path": POOL_NAME},
     }
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

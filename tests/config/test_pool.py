@@ -17,7 +17,7 @@ from shm_server import config as server_config
 def test_first_pool(tmp_path: Path) -> None:
     """The first vpool.json: ours alone, shared memory on, and the volume server takes it as it is."""
     path = tmp_path / "vpool.json"
-    assert config.write_first_pool(path, tmp_path / "pool")
+    assert config.write_first_pool(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     document = json.loads(path.read_text())
     assert document["filesystem"]["fs_enable_shm_interface"] is True
@@ -32,7 +32,7 @@ def test_a_pool_file_that_exists_is_left_alone(tmp_path: Path, content: str) -> 
     """Whatever is in it."""
     path = tmp_path / "vpool.json"
     path.write_text(content)
-    assert not config.write_first_pool(path, tmp_path / "pool")
+    assert not config.write_first_pool(path)
     assert path.read_text() == content
 
 
@@ -40,7 +40,7 @@ def test_a_pool_file_that_can_not_be_written(tmp_path: Path) -> None:
     """A sentence with the path."""
     path = tmp_path / "missing" / "vpool.json"
     with pytest.raises(ConfigurationError, match=f"can't write {path}: No such file"):
-        config.write_first_pool(path, tmp_path)
+        config.write_first_pool(path)
 
 
 def test_private_directory(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ def test_defaults_are_those_of_open_vstorage() -> None:
     assert settings.config_path == str(PATH)
 
 
+def test_a_pool_beside_the_file() -> None:
+    """A path that is not absolute begins where the file is, whoever starts the server, and wherever."""
+    assert parse(backend_connection_manager={"local_connection_path": "pool"}).pool == Path("/etc/pool/pool")
+
+
 def test_every_key_reaches_the_settings() -> None:
     """What the file says is what the server is told."""
     settings = parse(
