@@ -21,6 +21,8 @@ from tests.tools import require_tool
 ROOT = Path(__file__).parents[1]
 # What is typed at another terminal, or is about another page.
 ELSEWHERE = ("serve", "reload", "mount", "unmount")
+# What is typed while nobody serves the pool, and the two directories in it.
+STOPPED, STATE, COPY = "cp -a --sparse", "/var/lib/iscsi-ovs", "/srv/copy"
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -60,7 +62,15 @@ def terminal(short_dir: Path) -> Path:
     ("document", "headings"),
     [
         ("README.md", ["Volumes of a running server"]),
-        ("docs/VOLUMES.md", ["Snapshots and clones", "Images", "Differences: a copy elsewhere that is kept up"]),
+        (
+            "docs/VOLUMES.md",
+            [
+                "Snapshots and clones",
+                "Images",
+                "Differences: a copy elsewhere that is kept up",
+                "Looking after a pool",
+            ],
+        ),
     ],
 )
 def test_typed(terminal: Path, document: str, headings: list[str]) -> None:
@@ -69,14 +79,26 @@ def test_typed(terminal: Path, document: str, headings: list[str]) -> None:
     lines = [line for heading in headings for line in commands(ROOT / document, heading)]
     assert len(lines) > 8, "the document is read as it is meant"
     path = f"{terminal / '.venv' / 'bin'}:{os.environ['PATH']}"
+
+    def type_in(line: str) -> None:
+        ran = subprocess.run(
+            ["sh", "-c", line],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+            cwd=terminal, env={**environment(), "PATH": path},
+        )  # fmt: skip
+        assert ran.returncode == 0, f"{document}: {line}\n{ran.stdout}{ran.stderr}\n{serve.log_tail()}"
+
+    def volumes(running: Serve) -> str:
+        return running.volume("list", "-o", "json").stdout
+
     with Serve(terminal / "s", {"other": "64M"}) as serve:
         for line in lines:
-            if line.partition("iscsi-ovs ")[2].split(" ")[0] in ELSEWHERE:
-                continue
-            ran = subprocess.run(
-                ["sh", "-c", line],
-                stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
-                cwd=terminal, env={**environment(), "PATH": path},
-            )  # fmt: skip
-            assert ran.returncode == 0, f"{document}: {line}\n{ran.stdout}{ran.stderr}\n{serve.log_tail()}"
+            if line.partition("iscsi-ovs ")[2].split(" ")[0] not in ELSEWHERE and not line.startswith(STOPPED):
+                type_in(line)
+        listed = volumes(serve)
         assert serve.stop() == 0
+    for line in [line for line in lines if line.startswith(STOPPED)]:
+        type_in(line.replace(STATE, str(terminal / "s")).replace(COPY, str(terminal / "copy")))
+        (terminal / "s").rename(terminal / "gone")
+        with Serve(terminal / "copy", {}) as copy:
+            assert volumes(copy) == listed
