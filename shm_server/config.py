@@ -11,7 +11,7 @@
                      "exports": [{"volume": "demo", "vhost_user": "/run/demo.sock"}]}
     }
 
-Everything but local_connection_path, which begins beside the file where it is not absolute, has a default. An unknown key
+Everything but local_connection_path has a default; that begins beside the file where it is not absolute. An unknown key
 is refused with its path and the nearest known one.
 """
 

@@ -1,7 +1,10 @@
 """What documents name is there; commands of the README and of docs/VOLUMES.md work as they stand there, one behind the
 other.
 
-The journey of docs/VOLUMES.md needs a Linux initiator: tests/guest/test_journey.py.
+The journey of docs/VOLUMES.md needs a Linux initiator: tests/guest/test_journey.py, which types what the README's lines
+of iscsiadm are, too. Disks as files and for virtual machines: tests/interfaces/test_virtual_machine.py. Other examples
+in Python: tests/storage/test_examples.py, tests/interfaces/test_nbd.py. What installs, builds or measures (apt, pip,
+make) is not typed here.
 """
 
 from __future__ import annotations
@@ -10,17 +13,21 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.documents import commands
-from tests.interop.serving import Serve, environment
+from tests.interop.serving import Serve, environment, iscsi_ovs
 from tests.tools import require_tool
 
 ROOT = Path(__file__).parents[1]
 # What is typed at another terminal, or is about another page.
 ELSEWHERE = ("serve", "reload", "mount", "unmount")
+LINUX = ("iscsiadm", "lsblk", "mkfs")  # a kernel's initiator is asked for
+PORTAL = "127.0.0.1:3260"
 # What is typed while nobody serves the pool, and the two directories in it.
 STOPPED, STATE, COPY = "cp -a --sparse", "/var/lib/iscsi-ovs", "/srv/copy"
 
@@ -58,10 +65,35 @@ def terminal(short_dir: Path) -> Path:
     return short_dir
 
 
+def test_in_a_test_of_yours(terminal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's few lines of Python start a target, ask its disk who it is, and end it."""
+    section = (
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("## In a test of yours\n")[2].partition("\n## ")[0]
+    )
+    lines = "\n".join(line for line in section.splitlines() if line.startswith("    "))
+    # The command of a .venv, without the option that the fixture's puts behind everything.
+    command = terminal / ".venv" / "bin" / "iscsi-ovs"
+    command.write_text(command.read_text().partition(" --state-dir")[0] + "\n")
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(lines), names)
+    assert names["result"].data[8:16] == b"OVS     "
+
+
+def test_unit() -> None:
+    """systemd's unit calls commands that there are, with options that they have."""
+    unit = (ROOT / "examples" / "iscsi-ovs.service").read_text(encoding="utf-8")
+    called = [line.split()[1:] for line in unit.splitlines() if line.startswith("Exec")]
+    assert [words[0] for words in called] == ["serve", "reload"]
+    for command, *options in called:
+        ran = subprocess.run(iscsi_ovs(command, "--help"), capture_output=True, text=True, check=True)
+        assert [option for option in options if option.startswith("-") and option not in ran.stdout] == []
+
+
 @pytest.mark.parametrize(
     ("document", "headings"),
     [
-        ("README.md", ["Volumes of a running server"]),
+        ("README.md", ["Log in from Linux", "Volumes of a running server"]),
         (
             "docs/VOLUMES.md",
             [
@@ -91,10 +123,11 @@ def test_typed(terminal: Path, document: str, headings: list[str]) -> None:
     def volumes(running: Serve) -> str:
         return running.volume("list", "-o", "json").stdout
 
-    with Serve(terminal / "s", {"other": "64M"}) as serve:
+    with Serve(terminal / "s", {"demo": "64M"}) as serve:
         for line in lines:
-            if line.partition("iscsi-ovs ")[2].split(" ")[0] not in ELSEWHERE and not line.startswith(STOPPED):
-                type_in(line)
+            command = line.partition("iscsi-ovs ")[2].split(" ")[0]
+            if command not in ELSEWHERE and not line.startswith((STOPPED, *LINUX)):
+                type_in(line.replace(PORTAL, "{}:{}".format(*serve.address)))
         listed = volumes(serve)
         assert serve.stop() == 0
     for line in [line for line in lines if line.startswith(STOPPED)]:
