@@ -89,7 +89,7 @@ class ControlSocket:
         try:
             name = json.loads(line)["request"]
             handler = self._handlers[name]
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             return {"error": "that is no request"}
         try:
             return {"done": handler()}

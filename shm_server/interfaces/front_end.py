@@ -527,6 +527,7 @@ class FrontEnd:
 
     def _gone(self) -> None:
         """Nothing of its guest's memory is in use any more."""
+        self._inflight = None
         self._runtime.close_apart(partial(close_regions, self._memory.detach()), self._on_gone)
 
 

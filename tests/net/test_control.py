@@ -74,7 +74,7 @@ def test_done_and_refused(room: Room) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"\n", b"[]\n", b'{"request": 3}\n', b'{"request": "stop"}\n', b"\xff\n", b"x" * 5000]
+    "line", [b"\n", b"[]\n", b'{"request": 3}\n', b'{"request": "stop"}\n', b"\xff\n", b"x" * 5000, b"[" * 4000 + b"\n"]
 )
 def test_what_is_no_request(room: Room, line: bytes) -> None:
     """It is told, or dropped where it does not end; nobody else is kept waiting."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -95,3 +97,27 @@ def test_a_client_that_goes(server: Server, context: Context, gate: Gate, monkey
     gate.opened.set()
     with AbiClient(server._settings.socket_path) as client:
         assert client.attach(share).slot_count == slots
+
+
+def test_what_was_in_flight_is_let_go(context: Context, tmp_path: Path) -> None:
+    """The memory in which it is noted goes with its front end, and does not wait for a garbage collection."""
+
+    def noted() -> int:
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return sum("vhost-user-inflight" in os.readlink(link) for link in links if os.path.lexists(link))
+
+    context.export_volume("disk", tmp_path / "vm.sock")
+    gc.disable()
+    try:
+        for _ in range(3):
+            with FrontEnd(tmp_path / "vm.sock") as guest:
+                guest.negotiate()
+                guest.track()
+                guest.share_memory()
+                guest.start_ring()
+                assert guest.request(IN, read_bytes=512)[0] == OK
+        with FrontEnd(tmp_path / "vm.sock") as following:
+            following.ask(1)  # the others have gone
+            assert not noted()
+    finally:
+        gc.enable()
