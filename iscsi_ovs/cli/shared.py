@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iscsi_ovs import paths
+from iscsi_ovs.cli.lines import LineLimit
 
 if TYPE_CHECKING:
     from iscsi_ovs.shm_client import Context, HandleStat
@@ -77,6 +78,8 @@ def log_to_stderr(name: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s"
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LineLimit())
 
 
 def context(state_dir: Path | None) -> AbstractContextManager[Context]:

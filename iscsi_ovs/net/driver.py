@@ -32,6 +32,7 @@ LOOK_IN_FLIGHT = 2
 TICK_S = 1.0  # deadlines are looked at this often; an idle process wakes no oftener
 MAX_CHANNELS = 4096  # connections at a time
 _RECEIVES_A_TURN = 8  # system calls that one socket may have before the others have their turn
+_RECEIVE_S = 0.002  # and time, where each of them brings a thousand PDUs
 _ACCEPTS_A_TURN = 64
 _LINGER_S = 2.0  # how long a closed connection may take to drain
 _READ = select.EPOLLIN
@@ -313,7 +314,7 @@ class Driver:
             told = connection.received(count, now)
             if told:
                 self._told(channel, told)
-            if count < room or not connection.wants_read:
+            if count < room or not connection.wants_read or self.clock.now() - now > _RECEIVE_S:
                 break
         self._adjust(channel)
 

@@ -171,6 +171,25 @@ def test_one_socket_does_not_take_the_loop(echo: EchoOwner, connect: Connect) ->
     assert 0 < len(echo.connections[0].taken) <= driver._RECEIVES_A_TURN << 16
 
 
+def test_one_socket_does_not_take_the_time(echo: EchoOwner, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer whose bytes take long to be understood, a thousand small PDUs in each helping, gives way as well."""
+    busy = connect()
+    connection = echo.connections[0]
+    connection.echoes = False
+    helpings: list[int] = []
+
+    def receive(count: int, now: float) -> list[bytes]:
+        helpings.append(count)
+        echo.hand.added += 2 * driver._RECEIVE_S
+        return [b""]
+
+    monkeypatch.setattr(connection, "received", receive)
+    busy.sendall(bytes(256 << 10))
+    while not helpings:
+        echo.step()
+    assert len(helpings) == 1
+
+
 def test_what_the_clock_says_is_sent_at_once(
     echo: EchoOwner, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
