@@ -1,4 +1,4 @@
-"""A real server process on a pool of its own, and clients on it that are closed behind the test."""
+"""A server process on a pool of its own and clients on it, closed behind the test; pools without a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import pytest
 
 from shm_server.runtime import Job, Runtime
 from shm_server.server import Server, Settings
+from shm_server.volumes.volume import Volume
 from tests.shm_server.abi_client import AbiClient
+from tests.shm_server.pool import Pool
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,6 +141,33 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     for instance, thread in running:
         instance.stop()
         thread.join(30)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where ``pool`` lies."""
+    return tmp_path
+
+
+@pytest.fixture
+def demo_bytes() -> int:
+    """How large its volume "demo" is."""
+    return 1 << 20
+
+
+@pytest.fixture
+def pool(directory: Path, demo_bytes: int) -> Iterator[Pool]:
+    made = Pool(directory)
+    made.run(made.manager.create("demo", demo_bytes))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def volume(pool: Pool) -> Iterator[Volume]:
+    """Its volume, opened to be written."""
+    with pool.volume("demo") as opened:
+        yield opened
 
 
 @pytest.fixture

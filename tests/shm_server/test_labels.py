@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +12,6 @@ from tests.shm_server.pool import Pool
 from tests.shm_server.test_snapshots import raises
 
 LIMIT = control.MAX_LABELS_BYTES
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    made = Pool(tmp_path)
-    made.run(made.manager.create("demo", 1 << 20))
-    yield made
-    made.close()
 
 
 def kept(pool: Pool, name: str = "s") -> tuple[dict[str, str], bytes]:

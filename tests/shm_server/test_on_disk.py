@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 
 import pytest
 from hypothesis.stateful import invariant
@@ -17,13 +16,6 @@ from tests.shm_server.test_snapshots_model import BEGIN, MAX_SPAN, Machine, run
 
 EXAMPLES = 6
 SIZE = 1 << 20
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Pool:
-    made = Pool(tmp_path)
-    made.run(made.manager.create("demo", SIZE))
-    return made
 
 
 def read(pool: Pool, name: str, boot_id: bytes = b"") -> bytes:
@@ -66,7 +58,6 @@ def test_a_merge_that_was_given_up_is_not_seen(pool: Pool, monkeypatch: pytest.M
         assert (pool.directory / "volumes" / "1.data").read_bytes()[: 2 * PAGE] == b"c" * 2 * PAGE
         found = [read(pool, name)[: 2 * PAGE] for name in ("demo@first", "demo@third", "demo")]
     assert found == [b"a" * 2 * PAGE, b"c" * 2 * PAGE, b"c" * 2 * PAGE]
-    pool.close()
 
 
 def test_after_a_power_cut_only_what_was_flushed_is_there(pool: Pool) -> None:
@@ -78,7 +69,6 @@ def test_after_a_power_cut_only_what_was_flushed_is_there(pool: Pool) -> None:
         pool.write(volume, PAGE, b"b" * PAGE)
         assert read(pool, "demo")[: 2 * PAGE] == b"a" * PAGE + b"b" * PAGE
         assert read(pool, "demo", b"another boot's id")[: 2 * PAGE] == b"a" * PAGE + bytes(PAGE)
-    pool.close()
 
 
 def test_a_write_that_was_under_way_is_in_the_redo_record(pool: Pool) -> None:
@@ -90,7 +80,6 @@ def test_a_write_that_was_under_way_is_in_the_redo_record(pool: Pool) -> None:
     record.retire()
     assert not any(read(pool, "demo"))
     record.close()
-    pool.close()
 
 
 def test_the_table_of_owners_says_what_the_maps_say(pool: Pool) -> None:
@@ -110,4 +99,3 @@ def test_the_table_of_owners_says_what_the_maps_say(pool: Pool) -> None:
     owners = reader.owners(chain, 0, SIZE // PAGE)
     assert owners[0] == NOBODY
     assert [0 if owner == chain[-1].number else owner for owner in owners] == table
-    pool.close()

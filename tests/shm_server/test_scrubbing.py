@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
-from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,85 +11,45 @@ import pytest
 
 from shm_server.runtime import Runtime
 from shm_server.scrubbing import BAD_PAGE, DAMAGED_BLOCK, DAMAGED_HEADER, LOST_CHECKSUM
-from shm_server.stores import linux, merging, summing
-from shm_server.stores.base import BadPageError, Findings
+from shm_server.stores import linux, summing
 from shm_server.stores.checked import CheckedReader
-from shm_server.stores.checksums import SECTOR_BYTES, SumsFile
+from shm_server.stores.checksums import SECTOR_BYTES
 from shm_server.stores.file import FileStores
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes import compound, copying
 from shm_server.volumes.volume import Volume
+from tests.shm_server.checksummed import (
+    PAGES,
+    SIZE,
+    bad,
+    base,
+    content,
+    corrupt,
+    forget,
+    full_volume,
+    on,
+    read,
+    snapshot,
+)
 from tests.shm_server.pool import Pool
-
-PAGES = 600
-SIZE = PAGES * PAGE
 
 
 @pytest.fixture(params=["disk", "memory"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """On a disk, as far as there is one, where reads that wait are told from others; and on tmpfs."""
-    if request.param == "disk":
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as made:
-        yield Path(made)
+    with on(request.param, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
-def pool(directory: Path) -> Iterator[Pool]:
-    made = Pool(directory)
-    made.run(made.manager.create("demo", SIZE))
-    yield made
-    made.close()
+def demo_bytes() -> int:
+    return SIZE
 
 
 @pytest.fixture
 def volume(pool: Pool) -> Iterator[Volume]:
-    """Full of pages that are all different, and snapshot "old" of it, with all its checksums; none is verified."""
-    with pool.volume("demo") as opened:
-        pool.write(opened, 0, b"".join(content(page) for page in range(PAGES)))
-        snapshot(pool, "old")
-        forget(pool)
+    with full_volume(pool) as opened:
         yield opened
-
-
-def forget(pool: Pool) -> None:
-    assert isinstance(pool.stores, FileStores)
-    pool.stores._checks.forget(2)
-
-
-def content(page: int, salt: int = 0) -> bytes:
-    return (page * 7 + salt).to_bytes(4, "little") * (PAGE // 4)
-
-
-def snapshot(pool: Pool, name: str, volume: str = "demo") -> None:
-    pool.run(pool.snapshots.create(volume, name))
-    pool.settle()
-
-
-def corrupt(path: Path, offset: int) -> None:
-    """One bit, by somebody else."""
-    fd = os.open(path, os.O_RDWR)
-    byte = os.pread(fd, 1, offset)
-    os.pwrite(fd, bytes((byte[0] ^ 0x10,)), offset)
-    os.close(fd)
-
-
-def base(pool: Pool) -> Path:
-    return pool.directory / "volumes" / "demo.raw"
-
-
-def read(pool: Pool, volume: Volume, offset: int, length: int) -> bytes:
-    """As the server's loop does: it looks who has written before each batch."""
-    assert pool.stores.layer_checks is not None
-    for each in pool.stores.layer_checks.looks:
-        each.look()
-    return pool.read(volume, offset, length)
-
-
-def bad(page: int) -> pytest.RaisesExc[BadPageError]:
-    return pytest.RaisesExc(BadPageError, check=lambda error: error.errno == errno.EIO and error.offset == page * PAGE)
 
 
 def test_a_bad_page_is_found_at_its_first_reading(pool: Pool, volume: Volume, caplog: pytest.LogCaptureFixture) -> None:
@@ -392,118 +350,6 @@ def test_checksums_go_on_where_they_were(directory: Path) -> None:
         snapshot(pool, "empty")
     assert not (directory / "volumes" / "1.sums").exists()
     pool.close()
-
-
-def test_a_merge_takes_checksums_along_and_blesses_nothing(pool: Pool, volume: Volume) -> None:
-    """A bad page of the upper is bad in the lower; what was written over a bad page of the lower is good; the rest has
-    the checksums that it had."""
-    pool.write(volume, 0, content(0, 1) + content(1, 1))
-    pool.run(volume.discard(2 * PAGE, PAGE, never))
-    snapshot(pool, "young")
-    layers = pool.manager.layers["demo"].values()
-    upper = next(layer.name for layer in layers if layer.is_sealed)
-    corrupt(pool.directory / "volumes" / upper, PAGE)
-    for page in (0, 2, 3):
-        corrupt(base(pool), page * PAGE)
-    pool.run(pool.snapshots.remove("demo", "old"))
-    pool.settle()
-    assert upper not in os.listdir(pool.directory / "volumes")
-    assert read(pool, volume, 0, PAGE) == content(0, 1)
-    assert read(pool, volume, 2 * PAGE, PAGE) == bytes(PAGE)
-    for page in (1, 3):
-        with bad(page):
-            read(pool, volume, page * PAGE, PAGE)
-    assert [each.page for each in pool.check("demo").told] == [1, 3]
-    corrupt(base(pool), PAGE)
-    corrupt(base(pool), 3 * PAGE)
-    assert pool.check("demo").problems == 0
-    assert pool.check("demo").pages == PAGES - 1
-
-
-def test_a_merge_that_fails_leaves_checksums_to_be_made(
-    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What it took away is made anew by the background, not only when somebody starts the server or a check."""
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    pool.write(volume, 0, content(1) * 40)
-    snapshot(pool, "new")
-    monkeypatch.setattr(merging, "_check_room", full)
-    pool.run(pool.snapshots.remove("demo", "old"))
-    pool.settle()
-    checks = pool.stores.layer_checks
-    assert checks is not None
-    sealed = pool.manager.lineage.sealed()
-    assert len(sealed) == 2
-    assert all(checks.is_complete(file) for file in sealed)
-
-
-def test_who_reads_the_upper_behind_a_merge_blesses_nothing_in_the_lower(
-    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A thread that was about to read a layer when it was merged, or came a moment later: what it has verified is no
-    page of the layer below."""
-    pool.write(volume, 0, content(1))
-    snapshot(pool, "new")
-    store = volume.store
-    assert isinstance(store, LayeredStore)
-    upper = store.stack.all_layers()[1]
-    verified, buffer = upper.checking.verified, memoryview(bytearray(PAGE))
-    late = upper.reader
-    monkeypatch.setattr(pool.stores, "remove_layers", lambda layers: None)  # the file stays for who comes late
-    pool.run(pool.snapshots.remove("demo", "old"))
-    while upper in store.stack.all_layers():
-        pool.turn()
-    late.read((buffer,), 0)
-    upper.reader.read((buffer,), 0)
-    assert buffer == content(1)
-    assert not verified.has(0, 0)
-    pool.settle()
-
-
-@pytest.mark.parametrize("is_under_way", [False, True])
-def test_a_merge_that_ends_while_a_check_looks_has_lost_nothing(
-    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch, is_under_way: bool
-) -> None:
-    """It takes checksums away, and has put others there: whoever saw none in between tells of no loss."""
-    assert isinstance(pool.stores, FileStores)
-    sums = pool.stores._checks.sums(pool.manager.lineage.sealed()[0])
-    entries, asked = SumsFile.entries, [0]
-    if is_under_way:
-        sums.begin_merge()
-
-    def merged_meanwhile(self: SumsFile, first: int, count: int) -> array[int]:
-        asked[0] += 1
-        if asked[0] != 2:
-            return entries(self, first, count)
-        if not is_under_way:
-            sums.begin_merge()
-        sums.is_being_merged = False
-        return array("I", bytes(4 * count))
-
-    monkeypatch.setattr(SumsFile, "entries", merged_meanwhile)
-    found = Findings()
-    assert pool.stores.layer_checks is not None
-    for _ in pool.stores.layer_checks.scrub(pool.manager.lineage.sealed()[0], found):
-        pass
-    assert asked[0] > 2
-    assert found.is_clean
-
-
-def test_reading_goes_on_through_a_merge(pool: Pool, volume: Volume) -> None:
-    """What the upper had is read from the lower, verified, from the commit on."""
-    pool.write(volume, 100 * PAGE, b"".join(content(page, 1) for page in range(100, 400)))
-    snapshot(pool, "young")
-    expected = b"".join(content(page, int(100 <= page < 400)) for page in range(PAGES))
-    assert read(pool, volume, 0, SIZE) == expected
-    pool.run(pool.snapshots.remove("demo", "old"))
-    while pool.snapshots._is_tidying or pool.scrubber.is_working:
-        pool.turn()
-        assert read(pool, volume, 90 * PAGE, 20 * PAGE) == expected[90 * PAGE : 110 * PAGE]
-    assert read(pool, volume, 0, SIZE) == expected
-    assert pool.check("demo").problems == 0
 
 
 def test_a_base_that_is_damaged_stays_a_layer(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,8 @@ Connect = Callable[..., AbiClient]
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    made = Pool(tmp_path)
-    made.run(made.manager.create("demo", SIZE))
-    yield made
-    made.close()
+def demo_bytes() -> int:
+    return SIZE
 
 
 def raises(number: int, words: str = "") -> pytest.RaisesExc[OSError]:

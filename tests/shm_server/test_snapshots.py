@@ -6,7 +6,7 @@ import errno
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,6 @@ Connect = Callable[..., AbiClient]
 
 def never() -> bool:
     return False
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    made = Pool(tmp_path)
-    made.run(made.manager.create("demo", SIZE))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def volume(pool: Pool) -> Iterator[Volume]:
-    with pool.volume("demo") as opened:
-        yield opened
 
 
 def snapshot(pool: Pool, name: str) -> None:
@@ -127,39 +113,6 @@ def test_a_discard_that_a_snapshot_comes_between_spares_it(pool: Pool, volume: V
     pool.run(pool.snapshots.clone("demo", "s", "look"))
     with pool.volume("look") as look:
         assert pool.read(look, size - PAGE, PAGE) in (b"z" * PAGE, bytes(PAGE))
-
-
-def test_a_merge_ends_beside_a_new_top(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop hears of the one while a worker does the other: what is written goes to the new layer alone."""
-    for letter in "ab":
-        pool.write(volume, 0, letter.encode() * PAGE)
-        snapshot(pool, letter)
-    pool.write(volume, 0, b"c" * PAGE)
-    store = volume.store
-    assert isinstance(store, LayeredStore)
-    _, upper, top = pool.manager.lineage.chain(volume.uuid)
-    new = pool.snapshots._create_layer(volume.uuid, SIZE)
-    pool.manager.lineage.push(volume.uuid, new, "")
-    due = [lambda: pool.stores.push(store, [top, new])]
-    look = LayeredStore._look_at_top
-
-    class Between(LayeredStore):
-        """The push comes between the looks at the top's number and at its file."""
-
-        def _look_at_top(self) -> None:
-            number = self.stack.top_number
-            if due:
-                due.pop()()
-            look(self)
-            self._top_number = number
-
-    monkeypatch.setattr(store, "__class__", Between)
-    store.replace(upper.number)
-    if due:
-        due.pop()()
-    pool.write(volume, 0, b"d" * PAGE)
-    assert (pool.directory / "volumes" / top.name).read_bytes()[:PAGE] == b"c" * PAGE
-    assert pool.read(volume, 0, PAGE) == b"d" * PAGE
 
 
 def test_what_runs_on_the_loop_waits_for_nobody(pool: Pool, volume: Volume) -> None:
@@ -424,28 +377,6 @@ def test_who_wants_a_volume_does_not_wait_for_its_past(pool: Pool) -> None:
         assert isinstance(volume.store, LayeredStore)
 
 
-def test_a_merge_that_fails_leaves_everything(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next start takes it up."""
-    pool.write(volume, 0, b"a" * PAGE)
-    snapshot(pool, "s")
-    pool.write(volume, 0, b"b" * PAGE)
-    snapshot(pool, "t")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shm_server.stores.merging._copy", full)
-        pool.run(pool.snapshots.remove("demo", "s"))
-        pool.settle()
-    assert pool.read(volume, 0, PAGE) == b"b" * PAGE
-    assert len(pool.manager.layers["demo"]) == 2
-    pool.snapshots.tidy()
-    pool.settle()
-    assert len(pool.manager.layers["demo"]) == 1
-    assert pool.read(volume, 0, PAGE) == b"b" * PAGE
-
-
 @pytest.mark.parametrize("is_chain", [False, True])
 def test_a_snapshot_that_fails_half_way_costs_nothing(
     pool: Pool, monkeypatch: pytest.MonkeyPatch, is_chain: bool
@@ -586,27 +517,3 @@ def test_the_hundredth_costs_no_more_than_the_third(
     assert taken[3] == taken[99]
     assert removed[10] == removed[99]
     assert pool.read(volume, 0, 100 * PAGE) == b"x" * 100 * PAGE
-
-
-def test_a_merge_leaves_the_last_space_to_others(pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stops before the disk is full, nothing is different then, and it is taken up again when there is room."""
-    pool.write(volume, 0, b"a" * PAGE)
-    snapshot(pool, "s")
-    pool.write(volume, PAGE, b"b" * PAGE)
-    snapshot(pool, "t")
-    later: list[Callable[[], None]] = []
-    monkeypatch.setattr(pool.runtime, "after", lambda _s, act: later.append(act))
-    with monkeypatch.context() as patch:
-        patch.setattr("shm_server.stores.merging.RESERVE_BYTES", 1 << 62)
-        status = os.statvfs(pool.directory)
-        full = os.statvfs_result((*status[:3], 0, 0, *status[5:]))
-        patch.setattr(os, "fstatvfs", lambda _fd: full)
-        pool.run(pool.snapshots.remove("demo", "s"))
-        pool.settle()
-        assert len(pool.manager.layers["demo"]) == 2
-        assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE
-    (again,) = later
-    again()
-    pool.settle()
-    assert len(pool.manager.layers["demo"]) == 1
-    assert pool.read(volume, 0, 2 * PAGE) == b"a" * PAGE + b"b" * PAGE

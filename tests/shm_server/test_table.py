@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from tests.shm_server.pool import Pool
 
 UUID = "0123456789abcdef" * 2
 SIZE = 1 << 20
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
-    made = Pool(tmp_path)
-    made.run(made.manager.create("demo", SIZE))
-    yield made
-    made.close()
 
 
 @pytest.fixture
