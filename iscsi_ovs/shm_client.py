@@ -163,9 +163,14 @@ class Context:
 
     # Management: these never touch shared memory --------------------------------------------------------------
 
-    def create_volume(self, name: str, size: int) -> VolumeStat:
-        """Create a thin volume (ovs_create_volume). EEXIST; EINVAL: name or size; EFBIG: over max_volume_size."""
-        return self._call(control.Create(0, name, size), control.Volume).info
+    def create_volume(self, name: str, size: int, *, is_whole: bool = True) -> VolumeStat:
+        """Create a thin volume (ovs_create_volume). EEXIST; EINVAL: name or size; EFBIG: over max_volume_size. One that
+        ``is_whole`` is not yet is gone when this process or the server ends before ``finish_volume``."""
+        return self._call(control.Create(0, name, size, is_whole), control.Volume).info
+
+    def finish_volume(self, name: str) -> VolumeStat:
+        """A volume that was not whole when it was created here is, durably (beyond the C API). ENOENT, EINVAL."""
+        return self._call(control.Finish(0, name), control.Volume).info
 
     def remove_volume(self, name: str, *, force: bool = False) -> None:
         """Remove a volume (ovs_remove_volume). ENOENT; EBUSY: held; ``force`` asks its holders to let go first."""

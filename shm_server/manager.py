@@ -153,10 +153,17 @@ class Manager:
 
     # Changing -------------------------------------------------------------------------------------------------------
 
-    async def create(self, name: str, size_bytes: int) -> VolumeInfo:
-        """A new volume of zeros. EEXIST, EINVAL (name, size), EFBIG (max_volume_size), ENOSPC."""
+    async def create(self, name: str, size_bytes: int, *, is_whole: bool = True) -> VolumeInfo:
+        """A new volume of zeros; unless it ``is_whole`` it is gone after the next start, until finish(). EEXIST, EINVAL
+        (name, size), EFBIG (max_volume_size), ENOSPC."""
         size_bytes = self._round_size(size_bytes)
-        return await self.add(name, size_bytes, self._create)
+        return await self.add(name, size_bytes, partial(self._create, is_whole=is_whole))
+
+    async def finish(self, name: str) -> None:
+        """ENOENT."""
+        async with self.locked(name):
+            self.record(name)
+            await self.on_thread(lambda: self._catalog.finish_create(name))
 
     async def add(self, name: str, size_bytes: int, make: Callable[[Record], None]) -> VolumeInfo:
         """A new volume that ``make`` makes, on a thread. EEXIST, EINVAL (name), ENOSPC."""
@@ -174,20 +181,23 @@ class Manager:
             self._watcher.volume_created(info)
             return info
 
-    def _create(self, record: Record) -> None:
+    def _create(self, record: Record, *, is_whole: bool) -> None:
         self._catalog.begin_create(record)
         try:
             self._stores.create(record.files, record.size_bytes)
         except OSError:
             self._catalog.forget(record.name)
             raise
-        self._catalog.finish_create(record.name)
+        if is_whole:
+            self._catalog.finish_create(record.name)
 
-    async def remove(self, name: str, *, force: bool = False) -> None:
-        """ENOENT; ENOTEMPTY while clones stand on it; EBUSY while somebody holds it, with ``force`` only if they don't
-        let go in time. Its snapshots go with it."""
+    async def remove(self, name: str, *, force: bool = False, uuid: str = "") -> None:
+        """``uuid``: only the one that has it. ENOENT; ENOTEMPTY while clones stand on it; EBUSY while somebody holds
+        it, with ``force`` only if they don't let go in time. Its snapshots go with it."""
         async with self.locked(name):
             record = self.record(name)
+            if uuid not in ("", record.uuid):
+                raise OSError(errno.ENOENT, f"volume {name} is another")
             await self.vacate([name, *self.open_snapshots(name)], force=force)
             await self.on_thread(lambda: self._remove(record))
             del self._records[name]  # not before: where it stays, nobody has got the names of its files meanwhile

@@ -29,6 +29,7 @@ from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.sanitizer import Sanitizer
 from shm_server.scrubbing import Scrubber
 from shm_server.snapshots import Snapshots
+from shm_server.unfinished import Unfinished
 from shm_server.volumes import labels
 from shm_server.volumes.catalog import Versioned
 from shm_server.volumes.handle import Handle
@@ -81,6 +82,7 @@ class Requests:
         self.promoter: Promoter  # the same
         self.fullness: Fullness  # the same
         self.scrubber: Scrubber  # the same
+        self.unfinished: Unfinished  # the same
         self.manager: Manager  # set by the server, which makes the manager with us as its watcher
         self._handlers: dict[type, Callable[[Client, Any], Coroutine[Any, Any, control.Reply | None]]] = {
             control.Hello: self._hello,
@@ -88,6 +90,7 @@ class Requests:
             control.Open: self._open,
             control.Close: self._close,
             control.Create: self._create,
+            control.Finish: self._finish,
             control.Remove: self._remove,
             control.Resize: self._resize,
             control.Rename: self._rename,
@@ -251,7 +254,12 @@ class Requests:
         return control.Done(request.id)
 
     async def _create(self, client: Client, request: control.Create) -> control.Reply:
-        return control.Volume(request.id, await self.manager.create(request.name, request.size_bytes))
+        if request.is_whole:
+            return control.Volume(request.id, await self.manager.create(request.name, request.size_bytes))
+        return control.Volume(request.id, await self.unfinished.create(client, request.name, request.size_bytes))
+
+    async def _finish(self, client: Client, request: control.Finish) -> control.Reply:
+        return control.Volume(request.id, await self.unfinished.finish(client, request.name))
 
     async def _remove(self, client: Client, request: control.Remove) -> control.Reply:
         await self.manager.remove(request.name, force=request.force)
@@ -471,11 +479,13 @@ class Requests:
         """The client has gone: fence and free everything it held."""
         attachment = client.attachment
         if attachment is None:
+            self.unfinished.release(client)
             return
         attachment.is_gone = True
         for handle in list(attachment.handles.values()):
             self.manager.close(handle)
         attachment.handles.clear()
+        self.unfinished.release(client)
         attachment.on_drained = partial(self._bury, client)
         if attachment.in_flight:
             self._zombies.add(client)

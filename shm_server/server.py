@@ -36,6 +36,7 @@ from shm_server.scrubbing import DEFAULT_BYTES_PER_S, Scrubber
 from shm_server.snapshots import Snapshots
 from shm_server.stores import DEFAULT_MAP_CACHE_BYTES, DelayRule, open_stores
 from shm_server.stores.redo import make_directory
+from shm_server.unfinished import Unfinished
 from shm_server.volumes.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class Server:
         )
         checks = self._stores.layer_checks if self._stores.can_layer else None
         self._requests.scrubber = Scrubber(self._runtime, checks, self._manager, settings.checksum_bytes_per_s)
+        self._requests.unfinished = Unfinished(self._manager)
         self._looks = checks.looks if checks is not None else ()
         self._dispatcher = Dispatcher(self._runtime, self._looks)
         self._exports = Exports(self._runtime, self._manager, self, settings.allowed_uids)

@@ -58,7 +58,7 @@ def import_image(
     progress: Progress,
     keep: Callable[[origin.Moment], object] | None = None,
 ) -> None:
-    """A new volume that is what the image shows, durable. What fails or is interrupted leaves no volume. EEXIST.
+    """A new volume that is what the image shows, durable. What fails or is interrupted, or killed, leaves none. EEXIST.
 
     ``keep`` is called with the moment that the volume is then, before anybody else can write it.
     """
@@ -68,12 +68,13 @@ def import_image(
         raise ImageError(_stands_on(image))
     if not image.reader.size_bytes:
         raise ImageError("it is the image of a disk of no bytes")
-    context.create_volume(name, image.reader.size_bytes)
+    context.create_volume(name, image.reader.size_bytes, is_whole=False)
     try:
         with context.open(name, owner=f"import pid {os.getpid()}") as volume:
             fill(context, volume, image.reader, progress, is_blank=True)
             if keep is not None and image.origin is not None:
                 keep(image.origin.of)
+        context.finish_volume(name)
     except BaseException as error:
         if not _is_removed(context, name):
             raise ImageError(f"{error or type(error).__name__}; half of volume {name} is there, remove it") from error

@@ -53,9 +53,21 @@ class Close(Message, frozen=True):
 
 
 class Create(Message, frozen=True):
+    """A volume of zeros. EEXIST; EINVAL; EFBIG; ENOSPC. One that ``is_whole`` is not yet goes with this connection, and
+    with the server, until Finish; no clone can be made of it before."""
+
     id: int
     name: str
     size_bytes: int
+    is_whole: bool = True
+
+
+class Finish(Message, frozen=True):
+    """A volume that was created on this connection is whole; the reply comes when that is durable. ENOENT; EINVAL: not
+    one that was not."""
+
+    id: int
+    name: str
 
 
 class Remove(Message, frozen=True):
@@ -285,6 +297,7 @@ Request: TypeAlias = (
     | Open
     | Close
     | Create
+    | Finish
     | Remove
     | Resize
     | Rename

@@ -284,7 +284,7 @@ class Catalog:
         """Replace version ``version`` of a record, durably. ESTALE: it has another one; ENOENT: no such volume."""
         with self.transaction() as execute:
             whole = execute(
-                "SELECT 1 FROM volumes WHERE uuid = ? AND state = 'ready' "
+                "SELECT 1 FROM volumes WHERE uuid = ? AND state != 'removing' "
                 "UNION SELECT 1 FROM snapshots WHERE identity = ?",
                 (uuid, uuid),
             )
