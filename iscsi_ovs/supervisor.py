@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from iscsi_ovs.errors import Error
+from iscsi_ovs.errors import ConfigurationError, Error
 
 logger = logging.getLogger("iscsi_ovs.serve")
 
 EXIT_GAVE_UP = 6
+EXIT_USAGE = 2  # of a child, and then ours: what it was told can't be obeyed
 DEATHS_LIMIT = 5
 DEATHS_WINDOW_S = 60.0
 START_LIMIT_S = 60.0  # a child says that it is ready within this
@@ -228,7 +229,8 @@ class Supervisor:
     def _bury(self, child: Child, process: subprocess.Popen[bytes], now: float) -> None:
         fate = _fate(process.returncode)
         if not child.has_run:
-            raise StartError(f"{child.name} did not start ({fate}); its reason stands above")
+            error = ConfigurationError if process.returncode == EXIT_USAGE else StartError
+            raise error(f"{child.name} did not start ({fate}); its reason stands above")
         logger.error("%s (pid %d) died: %s", child.name, process.pid, fate)
         if not child.died(now):
             raise GaveUpError(f"{child.name} died {DEATHS_LIMIT} times in {DEATHS_WINDOW_S:.0f} s: giving up")

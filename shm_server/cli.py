@@ -14,7 +14,8 @@ EXIT_USAGE = 2
 log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="iscsi-ovs")
 @click.option("--config", "config_path", required=True, metavar="VPOOL.JSON", help="The configuration of the pool.")
 @click.option("--socket", "socket_path", metavar="PATH", help="Unix socket (default: shm.sock in the pool directory).")
 @click.option("--ready-fd", type=int, metavar="N", help='Write "ready" to this descriptor once clients are accepted.')

@@ -282,6 +282,13 @@ def test_what_is_under_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(states) == ["-", "promoting 50%", "failed, sanitizing 1%", "template"]
 
 
+def test_a_check_of_what_has_no_checksums(volume: Volume, name: str) -> None:
+    """It does not call that good: nothing was looked at."""
+    volume("create", name, "1M")
+    said = volume("check", name)
+    assert (said.returncode, "no snapshots and is no clone" in said.stdout) == (DONE, True)
+
+
 def test_nobody_reads_what_it_prints(serve: Serve) -> None:
     """`iscsi-ovs volume list | head -0` is no failure of the server's: no words, and not exit code 5."""
     reader, writer = os.pipe()

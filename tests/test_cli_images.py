@@ -299,6 +299,7 @@ def test_names_that_are_there(context: Context, volume: Call, name: str, short_d
         (["export", "demo"], "one of FILE and --vhost-user"),
         (["export", "demo", "a.raw", "--vhost-user", "b.sock"], "one of FILE and --vhost-user"),
         (["export", "demo", "a.vmdk", "--format", "vmdk"], "'vmdk' is not one of"),
+        (["export", "demo", "a.raw", "--read-only"], "--read-only is for --vhost-user"),
         (["import", "a.raw"], "one of NAME and --onto VOLUME"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from iscsi_ovs import supervisor
+from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.supervisor import Child, StartError, supervise
 from tests.interop import processes
 
@@ -219,16 +220,18 @@ def test_it_gives_up_on_one_that_never_gets_ready_again(stage: Stage, caplog: py
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
+        ("exit2", r"b did not start \(exit code 2\); its reason stands above"),
         ("exit3", r"b did not start \(exit code 3\); its reason stands above"),
         ("kill", r"b did not start \(killed by SIGKILL\); its reason stands above"),
         ("mute", r"b was not ready within 0 s"),
     ],
 )
 def test_a_first_start_that_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch, plan: str, words: str) -> None:
-    """The first start of a child is not repeated: StartError says what became of it, and the others are stopped."""
+    """The first start of a child is not repeated: an error says what became of it, and the others are stopped. What the
+    child could not obey is a ConfigurationError, as if we had found it."""
     if plan == "mute":
         monkeypatch.setattr(supervisor, "START_LIMIT_S", 0.3)
-    with pytest.raises(StartError, match=words):
+    with pytest.raises(ConfigurationError if plan == "exit2" else StartError, match=words):
         stage.supervise([stage.child("a"), stage.child("b", plan)])
     assert stage.between == [0]
     assert stage.log()[-1] == "a stopped"
@@ -277,6 +280,7 @@ SUPERVISOR = """
 import sys
 from pathlib import Path
 from tests.test_supervisor import Stage
+from iscsi_ovs.errors import ConfigurationError
 from iscsi_ovs.supervisor import supervise
 stage = Stage(Path(sys.argv[1]))
 supervise([stage.child("a"), stage.child("b", "deaf")], stage.between.append)

@@ -97,7 +97,8 @@ def context_at(path: Path) -> Iterator[Context]:
         complain(f"at {path}: {error.strerror}")
         sys.exit(EXIT_UNREACHABLE)
     except OSError as error:
-        complain(f"{error.strerror}; start one with: iscsi-ovs serve")
+        where = "" if str(path) in str(error.strerror) else f"at {path}: "
+        complain(f"{where}{error.strerror}; start one with: iscsi-ovs serve")
         sys.exit(EXIT_UNREACHABLE)
     with context:
         try:

@@ -169,6 +169,8 @@ def volume_export(
     """
     if (file is None) is (path is None):
         raise click.UsageError("one of FILE and --vhost-user")
+    if read_only and path is None:
+        raise click.UsageError("--read-only is for --vhost-user")
     if since is None and (backing is not None or backing_format is not None):
         raise click.UsageError("--backing is for --since")
     if since is not None and (file is None or image_format == "raw" or file.suffix in (".raw", ".img")):
@@ -284,8 +286,16 @@ def volume_check(name: str, renew: bool, output: str, state_dir: Path | None) ->
         click.echo(_say(problem))
     if found.problems > len(found.told):
         click.echo(f"and {found.problems - len(found.told)} more")
-    click.echo(f"{found.layers} layers, {found.pages} pages, {found.problems or 'no'} problems")
+    if not found.layers:
+        click.echo(f"{name} has no snapshots and is no clone: there is nothing that checksums were made of")
+        return 0
+    checked = f"{_count(found.layers, 'layer')}, {_count(found.pages, 'page')}"
+    click.echo(f"{checked}, {_count(found.problems, 'problem') if found.problems else 'no problems'}")
     return shared.EXIT_FAILED if found.problems else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _say(problem: Problem) -> str:

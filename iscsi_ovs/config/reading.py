@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -126,7 +126,20 @@ def _value(value: Any, kind: Any, place: Place) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         words, _, within = str(error).partition(" - at `$")
-        raise ConfigurationError(f"{place}{within.removesuffix('`')}: {words[:1].lower()}{words[1:]}") from None
+        raise ConfigurationError(f"{place}{within.removesuffix('`')}: {_words(words, kind)}") from None
+
+
+def _words(words: str, kind: Any) -> str:
+    """msgspec's, and what could stand there instead."""
+    if words.startswith("Invalid enum value "):
+        return f"{words.removeprefix('Invalid enum value ')} is none of {', '.join(map(str, _choices(kind)))}"
+    return f"{words[:1].lower()}{words[1:]}".replace("object", "table")
+
+
+def _choices(kind: Any) -> list[Any]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for argument in get_args(kind) for choice in _choices(argument)]
 
 
 def _is_section(kind: Any) -> bool:

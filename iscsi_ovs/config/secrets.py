@@ -9,6 +9,7 @@ from pathlib import Path
 
 from iscsi_ovs.config import sections
 from iscsi_ovs.config.reading import Place, check_private, read_text
+from iscsi_ovs.errors import ConfigurationError
 
 # "… implementations SHOULD … CHAP … using secrets of at least 96 bits" (section 9.2.1)
 LEAST_SECRET_BYTES = 12
@@ -24,7 +25,10 @@ def secret_of(chap: sections.Chap, group: sections.AuthGroup, place: Place, warn
     else:
         assert chap.secret_file is not None
         place = place / "secret-file"
-        secret = _read(place.file.parent / chap.secret_file)
+        try:
+            secret = _read(place.file.parent / chap.secret_file)
+        except ConfigurationError as error:
+            raise place.error(f"{error}") from None
     if not secret or len(secret) > SECRET_LIMIT_BYTES:
         raise place.error(f"a secret has 1 to {SECRET_LIMIT_BYTES} bytes")
     if len(secret) < LEAST_SECRET_BYTES:

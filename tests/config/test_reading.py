@@ -19,7 +19,7 @@ from tests.config.files import LEAST, WHOLE, changed, write
         ("[lun.more]", "[lnu.more]", "there is no key 'lnu'; the nearest is 'lun'"),
         ("tag = 7", "tag = 0", "portal-group.outer.tag: expected `int` >= 1"),
         ("tag = 7", 'tag = "7"', "portal-group.outer.tag: expected `int"),
-        ("block-size = 4096", "block-size = 1024", "lun.disk.block-size: invalid enum value 1024"),
+        ("block-size = 4096", "block-size = 1024", "lun.disk.block-size: 1024 is none of 512, 4096"),
         ('lun = "more", read', 'lunn = "more", read', "target.disk.lun.1: there is no key 'lunn'; the nearest is"),
         ('lun = "more", read-only = true', "read-only = true", "target.disk.lun.1: the key 'lun' is missing"),
         ('user = "alice"', "user = 3", "auth-group.lab.chap[0].user: expected `str`, got `int`"),

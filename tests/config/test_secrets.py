@@ -44,7 +44,7 @@ def test_a_secret_file_that_others_may_read(tmp_path: Path, mode: int) -> None:
     [
         ("", "auth-group.lab.chap[0]: either 'secret' or 'secret-file' is expected"),
         (ALICE + '\nsecret-file = "x"', "auth-group.lab.chap[0]: either 'secret' or 'secret-file' is expected"),
-        ('secret-file = "missing"', "missing: No such file"),
+        ('secret-file = "missing"', "auth-group.lab.chap[0].secret-file: can't read "),
         ('secret = ""', "auth-group.lab.chap[0]: a secret has 1 to 255 bytes"),
         (f'secret = "{"x" * 256}"', "a secret has 1 to 255 bytes"),
         ('secret = "eleven byte"', "the secret of 'alice' has less than 12 bytes"),

@@ -42,7 +42,7 @@ def disk(serve: Serve) -> Iterator[Disk]:
         subprocess.run(command, check=True, timeout=20)
         checked = serve.volume("check", "demo")
         assert checked.returncode == 0, checked.stderr
-        assert checked.stdout == f"1 layers, {SIZE // PAGE} pages, no problems\n"
+        assert checked.stdout == f"1 layer, {SIZE // PAGE} pages, no problems\n"
         yield opened
         opened.logout()
 
@@ -84,7 +84,7 @@ def test_a_bad_byte_is_found_by_reading_and_by_a_check(serve: Serve, disk: Disk,
     page = BAD // PAGE
     assert checked.stdout.splitlines() == [
         f"bad page: layer 2, demo.raw: page {page}, offset {BAD}; seen by demo, demo@s",
-        f"1 layers, {SIZE // PAGE} pages, 1 problems",
+        f"1 layer, {SIZE // PAGE} pages, 1 problem",
     ]
     assert f"demo.raw, layer 2: page {page}, at byte {BAD}, is not what its checksum says" in serve.log_tail(1000)
 
