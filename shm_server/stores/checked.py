@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 VERIFIED_CACHE_BYTES = 16 << 20  # for 512 GiB
 MAX_OPEN_SUMS = 64  # files
+MAX_LANES = 32768  # of all stores (lanes.py)
 STEP_PAGES = 256
 MAX_TRIES = 3  # to find in the cache what was brought there just now
 READ_AHEAD_PAGES = (8 << 20) // PAGE_BYTES  # more than any file system reads ahead, or behind, of what was asked for
@@ -54,6 +55,7 @@ class Checks:
         self.directory = directory
         self.looks: list[Watch] = []  # what look() is to be called of before a batch of reads; empty, or one
         self._cache = Clock(VERIFIED_CACHE_BYTES // CHUNK_BYTES)
+        self.lanes = Clock(MAX_LANES)
         self._files = Clock(MAX_OPEN_SUMS)
         self._sums: WeakValueDictionary[int, SumsFile] = WeakValueDictionary()
         self._used: dict[int, SumsFile] = {}  # of layers that are read: they stay
@@ -227,12 +229,16 @@ class CheckedReader:
     Its parts know nothing of it: it goes, and the file is closed, when the last who uses it lets go.
     """
 
-    __slots__ = ("__weakref__", "_verifier", "extent", "is_plain", "read", "read_now", "read_verified")
+    __slots__ = (
+        *("__weakref__", "_verifier", "extent", "is_plain"),
+        *("memory_descriptor", "read", "read_now", "read_verified"),
+    )
 
     def __init__(self, data: DescriptorStore, file: LayerFile, checks: Checks, verified: Verified) -> None:
         self._verifier = verifier = _Verifier(data, file, checks, verified)
         # What is memory leaves no cache.
         self.read_verified: Callable[[Views, int], int] = data.read_now if data.is_memory else verifier.read_cached
+        self.memory_descriptor = data.memory_descriptor  # for who has seen the same
         self.extent = data.extent
         self.read = self._verifier.read
         self.settle(is_whole=False)

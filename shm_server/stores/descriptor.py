@@ -54,6 +54,8 @@ class DescriptorStore:
             self.read_now = self._read_cached if self.can_read_now else _nothing_now
             self.write_now = self._write_buffered
         self.read_verified = self.read_now  # nothing of it has a checksum
+        self.is_plain = True
+        self.memory_descriptor = fd if is_memory else -1  # what read_verified() of memory reads
 
     def _read_cached(self, views: Views, offset: int) -> int:
         try:
@@ -213,7 +215,7 @@ class DescriptorStore:
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-            self.fd = self.descriptor = -1
+            self.fd = self.descriptor = self.memory_descriptor = -1
             if self.redo is not None:
                 self.redo.close()
 

@@ -25,6 +25,8 @@ class Nobody:
     def __init__(self) -> None:
         self.was_used = True
         self.open_reader = self.reader = self.data = self
+        self.memory_descriptor = _zeros
+        self.is_plain = self.is_writable = True
 
     def read_now(self, views: Views, _offset: int) -> int:
         return os.preadv(_zeros, views, 0)

@@ -8,6 +8,7 @@ asks nothing here. When a page may have come to be another layer's (a layer was 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from shm_server.stores.clock import Clock, Kept
 
@@ -38,6 +39,7 @@ class Verified:
     def __init__(self, cache: Clock) -> None:
         self.chunks: dict[int, Chunk] = {}
         self.epoch = 0  # what was read before it changed is not added any more
+        self.on_forget: Callable[[], object] = _nothing  # with the lock held
         self._cache = cache
         self._lock = threading.Lock()
 
@@ -64,12 +66,21 @@ class Verified:
         """So many pages; without a count all of them."""
         with self._lock:
             self.epoch += 1
+            self.on_forget()
             if count:
                 self._set(first, count, False)
             elif self.chunks:
                 gone: set[Kept] = set(self.chunks.values())
                 self.chunks.clear()
                 self._cache.discard(gone)
+
+    def while_at(self, epoch: int, act: Callable[[], object]) -> bool:
+        """Do it, if nothing was forgotten since ``epoch``, and before anything is."""
+        with self._lock:
+            is_now = epoch == self.epoch
+            if is_now:
+                act()
+            return is_now
 
     def _set(self, first: int, count: int, value: bool) -> None:
         end = first + count
@@ -96,3 +107,7 @@ def _has(bits: bytearray, start: int, stop: int) -> bool:
     piece = int.from_bytes(bits[start >> 3 : (stop + 7) >> 3], "little") >> (start & 7)
     mask = (1 << (stop - start)) - 1
     return piece & mask == mask
+
+
+def _nothing() -> None:
+    pass
