@@ -29,6 +29,7 @@ from shm_server.stores.redo import MAX_ATOMIC_WRITE_BYTES, RedoFile
 from shm_server.stores.stack import Nobody
 
 WRITE_STEP_BYTES = INLINE_BYTES  # claimed at once
+CLAIM_STEP_BYTES = 1 << 30  # of pages that are cleared
 ATOMIC_RECORDS = 64  # that there is room for before an atomic write: its own, and those of who writes beside it
 NOTE_BYTES = 512 << 10  # of the top's log, that are read again at most when the process was killed
 
@@ -171,15 +172,19 @@ class LayeredStore(ChainReader):
 
     def _claim(self, kind: int, offset: int, length: int) -> None:
         """These pages are the top's, or nobody's; their data are there. The caller has the lock."""
-        with self._owners.lock:
-            self._claim_locked(kind, *pages_of(offset, length))
+        end = offset + length
+        while offset < end:  # so that not all of their chunks come to memory at once
+            step = min(end - offset, CLAIM_STEP_BYTES)
+            with self._owners.lock:
+                self._claim_locked(kind, *pages_of(offset, step))
+            offset += step
 
     def _claim_locked(self, kind: int, first: int, count: int) -> None:
         """The same for who has the owners' lock, too. It fails as a whole, and before anything was noted."""
-        self._owners.make_room(first, count)
+        room = self._owners.make_room(first, count)
         self._log.append(kind, first, count)
         self._lanes.drop(first, count)
-        self._owners.set(first, count, self._top_number if kind == DATA else NOBODY)
+        self._owners.set(room, self._top_number if kind == DATA else NOBODY)
         if self._log.claimed > self._noted_bytes + NOTE_BYTES:
             self._note()
 

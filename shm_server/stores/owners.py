@@ -56,6 +56,9 @@ class Chunk:
             self._home.pop(self._number, None)
 
 
+Room = list[tuple[int, Chunk, int, int]]  # a chunk, held whoever throws it away, and which of its pages [start, end)
+
+
 class Owners:
     """``lock`` is for whoever must not wait: try it, then use the methods that say so."""
 
@@ -181,23 +184,26 @@ class Owners:
 
     # Changing -------------------------------------------------------------------------------------------------------
 
-    def make_room(self, first: int, count: int) -> None:
-        """For who has ``lock``: set() of the range will find room. Reads nothing for chunks that now() told of."""
+    def make_room(self, first: int, count: int) -> Room:
+        """For who has ``lock``: set() of what is given will find room, and never fails, until the lock is let go. Reads
+        nothing for chunks that now() told of."""
+        pieces = []
         for number, start, end in _pieces(first, count):
             chunk = self._get(number)
+            pieces.append((number, chunk, start, end))
             for block in range(start // _BLOCK_PAGES, (end - 1) // _BLOCK_PAGES + 1):
                 if not chunk.room >> block & 1:
                     at = block * _BLOCK_PAGES
                     self._table.write(chunk.owners[at : at + _BLOCK_PAGES], number, at * 4)
                     chunk.room |= 1 << block
+        return pieces
 
-    def set(self, first: int, count: int, owner: int) -> None:
-        """For who has ``lock``; room was made."""
-        for number, start, end in _pieces(first, count):
-            chunk = self._get(number)
+    def set(self, room: Room, owner: int) -> None:
+        """For who has ``lock``, and made room with it."""
+        for number, chunk, start, end in room:
             piece = array("I", [owner]) * (end - start)
             try:
-                # The file first: the chunk may be thrown away meanwhile.
+                # The file first: the chunk may be thrown away meanwhile, or was already.
                 self._table.write(piece, number, start * 4)
                 chunk.owners[start:end] = piece
             except OSError as error:

@@ -187,9 +187,7 @@ def test_a_bad_page_among_many_owners_is_named(memory: Pool, *, is_learned: bool
 
 
 @pytest.mark.parametrize("failure", ["short", "error"])
-def test_what_goes_wrong_at_one_page_is_done_again(
-    memory: Pool, monkeypatch: pytest.MonkeyPatch, failure: str
-) -> None:
+def test_what_goes_wrong_at_one_page_is_done_again(memory: Pool, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
     """One by one: nothing is taken for read that is not."""
     with memory.volume("demo") as volume:
         model = scatter(memory, volume)
