@@ -14,7 +14,7 @@ import errno
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,6 +99,7 @@ class Manager:
     async def look(self, name: str) -> VolumeInfo:
         """stat() of a volume or of a snapshot. ENOENT."""
         if not names.is_snapshot(name):
+            await self._measure([name])
             return self.stat(name)
         seen: VolumeInfo = await self.on_thread(lambda: self._stat_snapshot(self._snapshot_record(name)))
         return seen
@@ -143,6 +144,19 @@ class Manager:
             is_template=record.is_template,
             promotion=self.promoted_share(record.uuid),
         )
+
+    async def look_all(self) -> list[VolumeInfo]:
+        await self._measure(list(self.layers))
+        return self.stat_all()
+
+    async def _measure(self, wanted: Iterable[str]) -> None:
+        """Have the stores know what these volumes' layers take, before stat() asks. What was not asked for yet of
+        thousands of snapshots are thousands of files, and everybody else would wait."""
+        layered = [
+            (self.record(name).files, tuple(layers.values())) for name in wanted if (layers := self.layers.get(name))
+        ]
+        if layered:
+            await self.on_thread(lambda: [self._stores.footprint_bytes(*each) for each in layered])
 
     def stat_all(self) -> list[VolumeInfo]:
         return [self.stat(name) for name in sorted(self._records)]

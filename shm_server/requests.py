@@ -289,12 +289,13 @@ class Requests:
         return control.Pool(request.id, self.fullness.info())
 
     async def _list(self, client: Client, request: control.List) -> control.Reply:
-        return control.Volumes(request.id, self.manager.stat_all())
+        return control.Volumes(request.id, await self.manager.look_all())
 
     async def _list_handles(self, client: Client, request: control.ListHandles) -> control.Reply:
         return control.Handles(request.id, [_handle_info(handle) for handle in self.manager.handles()])
 
     async def _subscribe(self, client: Client, request: control.Subscribe) -> control.Reply:
+        await self.manager.look_all()  # behind which stat_all() takes no time: nothing is missed in between
         client.is_subscribed = True
         return control.Volumes(request.id, self.manager.stat_all())
 

@@ -16,6 +16,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from weakref import WeakSet, WeakValueDictionary
 
@@ -23,6 +24,7 @@ from shm_server.stores.base import BadPageError, LayerFile, Views, views_after, 
 from shm_server.stores.checksums import PAGE_BYTES, ZERO_SUM, SumsFile, sums_name, sums_of
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.linux import allocated_bytes
 from shm_server.stores.verified import CHUNK_BYTES, CHUNK_SHIFT, Verified
 from shm_server.stores.watching import Watch
 
@@ -58,6 +60,8 @@ class Checks:
         self.lanes = Clock(MAX_LANES)
         self._files = Clock(MAX_OPEN_SUMS)
         self._sums: WeakValueDictionary[int, SumsFile] = WeakValueDictionary()
+        self._sums_bytes: dict[int, int] = {}  # what files of checksums take, by their layers' numbers
+        self._sums_changes = 0
         self._used: dict[int, SumsFile] = {}  # of layers that are read: they stay
         self._gone: set[int] = set()  # numbers of layers, which are not used again
         self._users: dict[int, WeakSet[Verified]] = {}
@@ -80,7 +84,9 @@ class Checks:
         with self._lock:
             sums = self._sums.get(file.number)
             if sums is None:
-                sums = SumsFile(self.directory / sums_name(file.number), file.number, file.uuid, self._files)
+                path = self.directory / sums_name(file.number)
+                changed = partial(self._sums_changed, file.number)
+                sums = SumsFile(path, file.number, file.uuid, self._files, changed)
                 sums.is_gone = file.number in self._gone
                 self._sums[file.number] = sums
             return sums
@@ -96,6 +102,23 @@ class Checks:
             sums.remove()
         else:
             (self.directory / sums_name(number)).unlink(missing_ok=True)
+        self._sums_changed(number)
+
+    def sums_bytes(self, number: int) -> int:
+        """What the checksums of a layer take. Asked once as long as nothing is changed there: layers are many."""
+        known = self._sums_bytes.get(number)
+        if known is None:
+            changes = self._sums_changes
+            known = allocated_bytes(f"{self.directory}/{sums_name(number)}")
+            with self._lock:
+                if changes == self._sums_changes:
+                    self._sums_bytes[number] = known
+        return known
+
+    def _sums_changed(self, number: int) -> None:
+        with self._lock:
+            self._sums_changes += 1
+            self._sums_bytes.pop(number, None)
 
     # Who reads a layer, and who has changed it ----------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import crc32c
@@ -72,7 +73,15 @@ class SumsFile:
     """Any thread may look; ``lock`` is for whoever changes something, and held by the methods that do. The file is
     opened when it is needed, and one of ``files`` then."""
 
-    def __init__(self, path: Path, layer: int, uuid: str, files: Clock | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layer: int,
+        uuid: str,
+        files: Clock | None = None,
+        changed: Callable[[], object] = lambda: None,
+    ) -> None:
+        """``changed`` is called behind whatever makes the file longer, or fills a hole of it."""
         self.path = path
         self.was_used = True
         self.lock = threading.RLock()
@@ -86,6 +95,7 @@ class SumsFile:
         self._identity = _HEADER.pack(_MAGIC, FORMAT, PAGE_BYTES, layer, bytes.fromhex(uuid), 0, 0)[:_IDENTITY_BYTES]
         self._seed = crc32c.crc32c(self._identity)
         self._files = files or Clock(1)
+        self._changed = changed
         self._owner: _Owner | None = None
         self._is_there = False
         self._has_looked = False
@@ -142,6 +152,7 @@ class SumsFile:
     def _check_header(self, fd: int, raw: bytes) -> None:
         if not any(raw):  # a power cut came before the header was on the disk
             os.pwrite(fd, self._header(0), 0)
+            self._changed()
             return
         _, version, _, _, _, covered, checksum = _HEADER.unpack(raw[: _HEADER.size].ljust(_HEADER.size, b"\0"))
         if raw.startswith(_MAGIC) and version > FORMAT:
@@ -167,6 +178,7 @@ class SumsFile:
             os.pwrite(fd, self._header(0), 0)
             self._has_looked = False  # what it lies on was not asked yet
             self._opened(fd)
+            self._changed()
 
     def _header(self, covered: int) -> bytes:
         fields = self._identity + covered.to_bytes(8, "little")
@@ -279,6 +291,7 @@ class SumsFile:
                 count = min(BLOCK_PAGES - start, len(sums) - done)
                 self._put(number, start, sums[done : done + count])
                 done += count
+            self._changed()
 
     def _put(self, number: int, start: int, sums: array[int]) -> None:
         at = (1 + number) * SECTOR_BYTES

@@ -16,11 +16,11 @@ from typing import TypeVar
 from shm_server.stores import linux
 from shm_server.stores.base import Chain, LayerFile, Store
 from shm_server.stores.checked import Checks
-from shm_server.stores.checksums import sums_name
 from shm_server.stores.clock import Clock
 from shm_server.stores.descriptor import DescriptorStore
-from shm_server.stores.layer import Checking, Layer, allocated_bytes, create_files, remove_files
+from shm_server.stores.layer import Checking, Layer, create_files, remove_files
 from shm_server.stores.layered import LayeredStore
+from shm_server.stores.linux import allocated_bytes
 from shm_server.stores.maplog import Place
 from shm_server.stores.merging import merge
 from shm_server.stores.owners import CHUNK_BYTES, Owners
@@ -48,7 +48,7 @@ class FileStores:
         allowed = linux.allow_descriptors()
         self._open_layers = Clock(min(MAX_OPEN_LAYERS, allowed - min(OTHER_DESCRIPTORS, allowed // 2)))
         self._ends: dict[int, Place] = {}  # of maps (merging.py)
-        self._sealed_bytes: dict[int, int] = {}  # that sealed layers take, by their numbers
+        self._sealed_bytes: dict[int, tuple[int, int]] = {}  # what data and map of sealed layers take, by number
         self._checks = Checks(directory)
         self.layer_checks = LayerChecks(self._checks)
         make_directory(directory)
@@ -240,22 +240,23 @@ class FileStores:
         sync_directory(self._directory)
 
     def allocated_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
-        return allocated_bytes(self.path(name)) + sum(map(self._layer_bytes, layers))
+        return allocated_bytes(self.path(name)) + sum(self._layer_bytes(layer)[0] for layer in layers)
 
-    def _layer_bytes(self, layer: LayerFile) -> int:
-        """Asked once, where it does not change."""
+    def _layer_bytes(self, layer: LayerFile) -> tuple[int, int]:
+        """Of its data and of its map. Asked once, where that does not change."""
         known = self._sealed_bytes.get(layer.number)
         if known is None:
-            known = allocated_bytes(f"{self._directory}/{layer.name}")  # no Path: there may be ten thousand
+            stem = f"{self._directory}/{layer.number}"  # no Path: there may be ten thousand
+            known = allocated_bytes(f"{self._directory}/{layer.name}"), allocated_bytes(f"{stem}.map")
             if layer.is_sealed:
                 self._sealed_bytes[layer.number] = known
         return known
 
     def footprint_bytes(self, name: str, layers: Iterable[LayerFile] = ()) -> int:
-        layers = tuple(layers)
-        beside = [f"{name}.redo", f"{name}.owners"]
-        beside += (each for layer in layers for each in (f"{layer.number}.map", sums_name(layer.number)))
-        return self.allocated_bytes(name, layers) + sum(allocated_bytes(f"{self._directory}/{each}") for each in beside)
+        total = sum(map(allocated_bytes, (self.path(name), self._redo_path(name), self._owners_path(name))))
+        for layer in layers:
+            total += sum(self._layer_bytes(layer)) + self._checks.sums_bytes(layer.number)
+        return total
 
     def close(self) -> None:
         self._checks.close()

@@ -148,7 +148,7 @@ class Layer:
             self._files.add(self)
 
     def allocated_bytes(self) -> int:
-        return allocated_bytes(self._directory / self.file.name)
+        return linux.allocated_bytes(self._directory / self.file.name)
 
     def leave(self) -> None:
         """Nobody will come to it any more; who is reading it may go on."""
@@ -211,14 +211,6 @@ def remove_files(files: Iterable[LayerFile], directory: Path) -> None:
         (directory / file.name).unlink(missing_ok=True)
         _map_path(file, directory).unlink(missing_ok=True)
     sync_directory(directory)
-
-
-def allocated_bytes(path: Path | str) -> int:
-    """Of a file, which need not be there."""
-    try:
-        return os.stat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
 
 
 def open_data(file: LayerFile, directory: Path, *, is_writable: bool) -> DescriptorStore:

@@ -1,10 +1,12 @@
-"""Linux calls that Python 3.11 does not have: fallocate with a mode, statfs. By ctypes, which lets go of the GIL."""
+"""What the stores ask of Linux itself. Calls that Python 3.11 does not have, fallocate with a mode and statfs, go by
+ctypes, which lets go of the GIL."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
+from pathlib import Path
 
 FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
@@ -36,6 +38,14 @@ def allow_descriptors() -> int:
         return allowed
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return allowed
+
+
+def allocated_bytes(path: Path | str) -> int:
+    """Of a file, which need not be there."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def filesystem_magic(fd: int) -> int:

@@ -16,7 +16,8 @@ from shm_server.stores.base import Findings, LayerFile
 from shm_server.stores.checked import READ_AHEAD_PAGES, STEP_PAGES, Checks, bad_pages
 from shm_server.stores.checksums import BLOCK_PAGES, NONE, PAGE_BYTES, ZERO_SUM, SumsFile, sums_name, sums_of
 from shm_server.stores.descriptor import DescriptorStore
-from shm_server.stores.layer import allocated_bytes, open_data, open_log
+from shm_server.stores.layer import open_data, open_log
+from shm_server.stores.linux import allocated_bytes
 from shm_server.stores.maplog import Run
 
 CHECKPOINT_PAGES = (64 << 20) // PAGE_BYTES  # of what was read: so much is done again after a crash

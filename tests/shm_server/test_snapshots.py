@@ -8,13 +8,14 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
 
 from shm_server.abi import control
 from shm_server.runtime import Job
-from shm_server.stores import DelayRule, layer, maplog
+from shm_server.stores import DelayRule, checked, file, layer, maplog
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
@@ -314,6 +315,46 @@ def test_what_is_stored_and_what_that_takes(pool: Pool) -> None:
     pool.settle()
     left = sum(path.stat().st_blocks * 512 for path in (pool.directory / "volumes").iterdir())
     assert sum(files.values()) - left == footprints["clone"]
+
+
+def test_the_footprint_is_true_whenever_it_is_asked_for(pool: Pool) -> None:
+    """Also where it was asked for before checksums were made, before a merge, and behind it."""
+
+    def check() -> None:
+        pool.run(pool.manager.look("demo"))  # while something of it is under way
+        pool.settle()
+        info = pool.run(pool.manager.look("demo"))
+        files = {path.name: path.stat().st_blocks * 512 for path in (pool.directory / "volumes").iterdir()}
+        base = pool.manager.lineage.chain(info.uuid)[0].number
+        assert info.footprint_bytes == sum(files.values()) - files[f"{base}.sums"]
+
+    with pool.volume("demo") as volume:
+        for number in range(3):
+            pool.write(volume, number * PAGE, os.urandom((3 - number) * PAGE))
+            pool.run(pool.snapshots.create("demo", f"s{number}"))
+            check()
+        pool.run(pool.snapshots.remove("demo", "s1"))
+        check()
+
+
+def test_nobody_waits_for_who_asks_what_many_layers_take(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread asks for each sealed layer's files, once; who asks again asks for the others alone."""
+    asked: list[int] = []
+    for module in (file, checked):
+        real = module.allocated_bytes
+        monkeypatch.setattr(module, "allocated_bytes", lambda path, real=real: asked.append(get_ident()) or real(path))
+    with pool.volume("demo"):
+        for number in range(10):
+            pool.run(pool.snapshots.create("demo", f"s{number}"))
+        pool.settle()
+        assert isinstance(pool.stores, file.FileStores)
+        pool.stores._sealed_bytes.clear()  # as a server that was started anew
+        pool.stores._checks._sums_bytes.clear()
+        asked.clear()
+        pool.run(pool.manager.look_all())
+        by_thread = sum(ident != get_ident() for ident in asked)
+        assert by_thread >= 30
+        assert len(asked) - by_thread < 10
 
 
 def test_without_snapshots_it_is_a_plain_store_again(pool: Pool) -> None:
