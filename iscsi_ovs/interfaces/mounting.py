@@ -66,6 +66,9 @@ def check(directory: Path) -> Path:
     real = directory.resolve(strict=True)
     if not real.is_dir():
         raise ConfigurationError(f"{directory} is no directory")
+    with os.scandir(real) as entries:
+        if next(entries, None) is not None:  # Linux would hide it, and so it would /proc for root
+            raise ConfigurationError(f"{directory} is not empty, and what is in it would be hidden: choose another")
     return real
 
 
