@@ -34,7 +34,10 @@ def destination(path: Path, *, may_replace: bool) -> Iterator[int]:
     """
     check_destination(path, may_replace=may_replace)
     directory = path.parent
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=directory)
+    try:
+        fd, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=directory)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         try:
             yield fd

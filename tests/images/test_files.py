@@ -40,6 +40,13 @@ def test_failed(tmp_path: Path, error: BaseException) -> None:
     assert os.listdir(tmp_path) == ["a.raw"]
 
 
+def test_where_nothing_can_be_made() -> None:
+    """The name that was asked for is told, not the one it has until it is whole."""
+    with pytest.raises(FileNotFoundError) as caught, files.destination(Path("/proc/a.raw"), may_replace=False):
+        pass
+    assert caught.value.filename == "/proc/a.raw"
+
+
 def test_full(tmp_path: Path) -> None:
     """A full disk is told with the file's name."""
     path = tmp_path / "a.raw"

@@ -31,7 +31,7 @@ def process_of(mount: Mount) -> int:
 
 
 def test_what_can_t_be_mounted_is_a_sentence(mount: Mount, short_dir: Path) -> None:
-    """No directory: exit code 3, one that has files: 2. No server: 5. Mounted already: 4, not at all: 3. Files open: 4."""
+    """No directory: exit code 3, one that has files: 2. No server: 5. Mounted already: 4, or not at all: 3."""
     assert "No such file" in run("mount", short_dir / "nowhere", "--state-dir", short_dir, code=3)
     assert "is not empty" in run("mount", mount.serve.state_dir, "--state-dir", mount.serve.state_dir, code=2)
     (empty := short_dir / "empty").mkdir()
