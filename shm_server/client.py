@@ -13,10 +13,12 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from shm_server.abi import control, layout, segment
 from shm_server.abi.doorbell import Doorbell
 from shm_server.dispatch import Attachment
+from shm_server.eventfds import GuardedDoorbell
 from shm_server.runtime import Wait
 from shm_server.volumes.handle import Handle
 
@@ -25,6 +27,7 @@ MAX_REQUESTS = 256  # control requests of one client in progress
 RECEIVE_BYTES = 64 << 10
 
 _UCRED_BYTES = 12  # pid, uid, gid
+_MOST_DESCRIPTORS = 253  # SCM_MAX_FD: what is not taken the kernel closes, on our thread
 
 
 class ClientError(OSError):
@@ -37,6 +40,8 @@ class Client:
         self.number = number
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED_BYTES)
         self.pid, self.uid, _ = memoryview(credentials).cast("I")
+        self.is_trusted = self.uid in (0, os.getuid())  # it could end us by a signal, and needs no tricks
+        self._strays: list[int] = []
         self.words = f"pid {self.pid}"
         self.reader = control.RequestReader()
         self.is_greeted = False
@@ -139,21 +144,29 @@ class Client:
     def receive(self) -> list[control.Request] | None:
         """Requests that have come in; None: the client has gone. Raises ControlError for what can't be read."""
         try:
-            data = self.socket.recv(RECEIVE_BYTES)
+            data = self._take()
         except BlockingIOError:
             return []
         except ConnectionError:
             return None
+        if self._strays:
+            raise control.ControlError("descriptors with a control message")
         return self.reader.feed(data) if data else None
 
     def discard(self) -> bool:
         """Throw away what has come in; False: the client has gone."""
         try:
-            return bool(self.socket.recv(RECEIVE_BYTES))
+            return bool(self._take()) and not self._strays
         except BlockingIOError:
             return True
         except ConnectionError:
             return False
+
+    def _take(self) -> bytes:
+        """Descriptors that come with it are kept until they can be closed where that may take long."""
+        data, strays, _, _ = socket.recv_fds(self.socket, RECEIVE_BYTES, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        self._strays += strays
+        return data
 
     # Attaching ------------------------------------------------------------------------------------------------------
 
@@ -169,8 +182,8 @@ class Client:
             slots_map = mmap.mmap(slots_fd, slot_count * layout.SLOT_BYTES)
             rings_map = mmap.mmap(rings_fd, layout.ring_mapping_bytes(submissions, completions))
             bells = []
-            for _ in range(2):
-                bells.append(Doorbell())
+            for kind in (Doorbell, Doorbell if self.is_trusted else GuardedDoorbell):
+                bells.append(kind())
                 undo.callback(bells[-1].close)
             sent = []
             for fd in (slots_fd, bells[0].fileno(), bells[1].fileno()):
@@ -183,16 +196,30 @@ class Client:
         )
         return [sent[0], rings_fd, *sent[1:]]
 
-    def close(self) -> None:
-        """The control socket, and whoever waits for an Ack. The attachment may live on (requests.py)."""
+    def close(self) -> Callable[[], None] | None:
+        """The control socket, and whoever waits for an Ack. The attachment may live on (requests.py).
+
+        What is returned is still to be closed, on a thread: descriptors that came, or are in the socket's queue, may
+        be files that nobody answers for, or TCP connections that linger.
+        """
         self.is_closed = True
-        self.socket.close()
+        apart: Callable[[], None] | None = None
+        if self.is_trusted and not self._strays:
+            self.socket.close()
+        else:
+            apart = partial(_close_all, self.socket, self._strays)
         for _, descriptors in self._output:
             _close(descriptors)
         self._output.clear()
         acks, self.acks = self.acks, {}
         for acknowledge in acks.values():
             acknowledge()
+        return apart
+
+
+def _close_all(connection: socket.socket, descriptors: Sequence[int]) -> None:
+    connection.close()
+    _close(descriptors)
 
 
 def _nothing() -> None:

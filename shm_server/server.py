@@ -326,15 +326,15 @@ class Server:
     # Clients --------------------------------------------------------------------------------------------------------
 
     def _accept(self, _events: int) -> None:
+        if self._runtime.closings.waiting:
+            self._accept_later("what others left is not closed yet")
+            return
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
-            # Out of descriptors, most likely: the client waits in the queue, and we don't turn in circles meanwhile.
-            log.error("can't accept a client, trying again in %g s: %s", ACCEPT_RETRY_S, error)
-            self.unwatch(self._listener.fileno())
-            self._runtime.after(ACCEPT_RETRY_S, self._accept_again)
+            self._accept_later(str(error))  # out of descriptors, most likely
             return
         connection.setblocking(False)
         self._client_number += 1
@@ -345,6 +345,12 @@ class Server:
         self.watch(connection.fileno(), lambda events: self._client_ready(client, events))
         if refusal is not None:
             self._refuse(client, refusal)
+
+    def _accept_later(self, reason: str) -> None:
+        """Who comes waits in the queue, and we don't turn in circles meanwhile."""
+        log.error("can't accept a client, trying again in %g s: %s", ACCEPT_RETRY_S, reason)
+        self.unwatch(self._listener.fileno())
+        self._runtime.after(ACCEPT_RETRY_S, self._accept_again)
 
     def _accept_again(self) -> None:
         if not self._is_stopping:
@@ -427,7 +433,9 @@ class Server:
         if client.bell is not None:
             self.unwatch(client.bell.fileno())
         self._attached = tuple(pair for pair in self._attached if pair[0] is not client)
-        client.close()
+        apart = client.close()
+        if apart is not None:
+            self._runtime.close_apart(apart)
         self._requests.release(client)
 
     def attached(self, client: Client) -> None:

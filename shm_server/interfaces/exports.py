@@ -149,7 +149,10 @@ class Exports:
         del self._exports[export.path]
         if export.front_end is None:
             self._watching.unwatch(export.listener.fileno())
-        export.listener.close()
+        if self._is_public:
+            self._runtime.close_apart(export.listener.close)  # and whoever waits in its queue, with what he sent
+        else:
+            export.listener.close()
         export.path.unlink(missing_ok=True)
         if export.front_end is not None:
             export.front_end.drop("")
@@ -175,7 +178,7 @@ class Exports:
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid not in self._allowed_uids:
             log.warning("pid %d of uid %d may not use the export at %s", pid, uid, export.path)
-            connection.close()
+            self._runtime.close_apart(connection.close)
             return
         connection.setblocking(False)
         self._watching.unwatch(export.listener.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -25,6 +26,7 @@ from shm_server.interfaces.block_device import (
     BlockDevice,
 )
 from shm_server.interfaces.chains import Chain
+from shm_server.interfaces.descriptors import check as check_descriptors
 from shm_server.interfaces.guest_memory import MAX_REGIONS, GuestMemory, Region, close_regions
 from shm_server.interfaces.inflight import Inflight
 from shm_server.interfaces.messages import Message, ProtocolError, ProtocolFeature, Request
@@ -40,6 +42,7 @@ LARGE_BATCH_REQUESTS = 4  # where requests are large
 BATCH_BYTES = 4 << 20  # moved for one machine per turn: then the others have theirs
 MAX_MESSAGES = 64  # that wait for one before them
 MAX_CONFIG_BYTES = 256
+MOST_DESCRIPTORS = 253  # SCM_MAX_FD: what is not taken the kernel closes, on our thread
 
 _FEATURES_KEPT = 1 << messages.PROTOCOL_FEATURES_BIT
 
@@ -72,9 +75,10 @@ class FrontEnd:
         self._handle = handle
         self._runtime = handle.volume.runtime
         self._on_gone = on_gone
-        self._memory = GuestMemory(trusts_unsealed=uid in (0, os.getuid()))
+        self._is_trusted = uid in (0, os.getuid())
+        self._memory = GuestMemory(trusts_unsealed=self._is_trusted)
         self._device = BlockDevice(handle, self._done)
-        self._queues = [Virtqueue(index) for index in range(MAX_QUEUES)]
+        self._queues = [Virtqueue(index, is_trusted=self._is_trusted) for index in range(MAX_QUEUES)]
         self._running: list[Ring] = []
         self._batch = BATCH_REQUESTS
         self._protocol_features = 0
@@ -173,15 +177,7 @@ class FrontEnd:
             drained.set()
 
     def _kicked(self, queue: Virtqueue) -> None:
-        try:
-            if not os.read(queue.kick_fd, 4096):
-                self.drop(f"the kick descriptor of ring {queue.index} has ended")
-                return
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            self.drop(f"the kick descriptor of ring {queue.index}: {error.strerror}")
-            return
+        """The eventfd need not be read, and reading one that is not ours alone could wait."""
         if queue.ring is not None:
             queue.ring.is_active = True
 
@@ -206,13 +202,11 @@ class FrontEnd:
             _, _, size = messages.decode_header(bytes(self._input[: header.size]))
             wanted = header.size + size - len(self._input)
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self._socket, wanted, messages.MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors, _, _ = socket.recv_fds(self._socket, wanted, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return False
         self._descriptors += descriptors
-        if flags & socket.MSG_CTRUNC or len(self._descriptors) > messages.MAX_DESCRIPTORS:
+        if len(self._descriptors) > messages.MAX_DESCRIPTORS:
             raise ProtocolError(f"more than {messages.MAX_DESCRIPTORS} descriptors with a message")
         if not data:
             self.drop("")
@@ -229,7 +223,7 @@ class FrontEnd:
 
     def _accept(self, message: Message) -> None:
         self._messages.append(message)
-        messages.check_descriptors(message.request, len(message.descriptors))
+        check_descriptors(message.request, message.descriptors, is_trusted=self._is_trusted)
         if len(self._messages) > MAX_MESSAGES:
             raise ProtocolError(f"more than {MAX_MESSAGES} messages at once")
         self._answer_next()
@@ -242,7 +236,10 @@ class FrontEnd:
 
     def _answered(self, message: Message, payload: bytes | None, error: BaseException | None) -> None:
         self._is_answering = False
-        _close(message.descriptors)
+        if error is None or self.is_closed:
+            _close(message.descriptors)
+        else:
+            self._descriptors += message.descriptors
         if self.is_closed:
             return
         if error is not None and not isinstance(error, (ProtocolError, OSError)):
@@ -355,17 +352,20 @@ class FrontEnd:
         if not message.descriptors:
             raise ProtocolError("no channel to the front end")
         channel = socket.socket(fileno=message.descriptors[0])
+        if channel.family != socket.AF_UNIX:
+            channel.detach()
+            raise ProtocolError("a channel to the front end that is no Unix socket")
         del message.descriptors[0]
-        channel.setblocking(False)
         if self._backend_channel is not None:
-            self._backend_channel.close()
+            self._close_theirs(self._backend_channel.close)
         self._backend_channel = channel
 
     def config_changed(self) -> None:
         """The volume has another size."""
         if self._backend_channel is not None and self._has(ProtocolFeature.CONFIG):
             try:
-                self._backend_channel.send(messages.encode(messages.CONFIG_CHANGED, b""))
+                changed = messages.encode(messages.CONFIG_CHANGED, b"")
+                self._backend_channel.send(changed, socket.MSG_DONTWAIT)  # O_NONBLOCK would not be ours alone
             except OSError as error:
                 log.warning("%s could not be told of the new size: %s", self.words, error.strerror)
 
@@ -476,7 +476,7 @@ class FrontEnd:
             self._watching.unwatch(queue.kick_fd)
         queue.set_descriptor("kick_fd", fd)
         try:
-            self._watching.watch(fd, lambda _events: self._kicked(queue))
+            self._watching.watch(fd, lambda _events: self._kicked(queue), select.EPOLLIN | select.EPOLLET)
         except OSError as error:
             queue.set_descriptor("kick_fd", -1)
             raise ProtocolError(f"a kick descriptor that can't be watched: {error.strerror}") from None
@@ -511,19 +511,34 @@ class FrontEnd:
             log.info("%s has gone", self.words)
         self._device.is_gone = True
         self._watching.unwatch(self._socket.fileno())
-        self._socket.close()
-        if self._backend_channel is not None:
-            self._backend_channel.close()
-        _close(self._descriptors)
-        for message in self._messages:
-            _close(message.descriptors)
-        self._messages.clear()
+        self._close_what_is_theirs()
         for queue in self._queues:
             self._stop(queue)
         if self._drained is not None:
             drained, self._drained = self._drained, None
             drained.set()
         self._handle.fence(self._handle.epoch + 1, self._gone)
+
+    def _close_what_is_theirs(self) -> None:
+        """Sockets, with what lies in their queues, and what no message should have brought."""
+        descriptors, self._descriptors = self._descriptors, []
+        for message in self._messages:
+            descriptors += message.descriptors
+        self._messages.clear()
+        sockets = [each for each in (self._socket, self._backend_channel) if each is not None]
+
+        def close() -> None:
+            for each in sockets:
+                each.close()
+            _close(descriptors)
+
+        self._close_theirs(close)
+
+    def _close_theirs(self, close: Callable[[], None]) -> None:
+        if self._is_trusted:
+            close()
+        else:
+            self._runtime.close_apart(close)
 
     def _gone(self) -> None:
         """Nothing of its guest's memory is in use any more."""

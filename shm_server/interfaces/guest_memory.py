@@ -205,7 +205,6 @@ def close_regions(regions: Sequence[Region]) -> None:
 
 
 def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
-    _check_is_memory(fd)
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise ProtocolError("guest memory that is not open for reading and writing")
     end, file_bytes = place.file_offset + place.size_bytes, os.fstat(fd).st_size
@@ -213,14 +212,6 @@ def _check_file(place: RegionPlace, fd: int, trusts_unsealed: bool) -> None:
         raise ProtocolError(f"guest memory up to byte {end} of a file of {file_bytes}")
     if not trusts_unsealed and not is_sealed(fd):
         raise ProtocolError("guest memory of another user must be sealed against shrinking (memory-backend-memfd is)")
-
-
-def _check_is_memory(fd: int) -> None:
-    """What is no memory says so to fcntl(2) without being asked itself, as fstat(2) would ask a file on FUSE."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        raise ProtocolError("guest memory must be a memfd, or a file on tmpfs or hugetlbfs") from None
 
 
 def is_sealed(fd: int) -> bool:

@@ -82,12 +82,22 @@ class ProtocolFeature(enum.IntEnum):
 PROTOCOL_FEATURES = sum(1 << feature for feature in ProtocolFeature)
 
 
+class Kind(enum.Enum):
+    """Of a descriptor."""
+
+    MEMORY = "memory"
+    KICK = "an eventfd"
+    CALL = "an eventfd, or a pipe of our own user's"
+    CHANNEL = "a socket"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What a request must look like. ``payload_bytes`` None: it says so itself; ``descriptors``: at most so many."""
 
     payload_bytes: int | None = 0
     descriptors: int = 0
+    kind: Kind | None = None
 
 
 # fmt: off
@@ -96,27 +106,27 @@ SHAPES: dict[int, Shape] = {
     Request.SET_FEATURES:          Shape(U64.size),
     Request.SET_OWNER:             Shape(),
     Request.RESET_OWNER:           Shape(),
-    Request.SET_MEM_TABLE:         Shape(None, MAX_DESCRIPTORS),
+    Request.SET_MEM_TABLE:         Shape(None, MAX_DESCRIPTORS, Kind.MEMORY),
     Request.SET_VRING_NUM:         Shape(VRING_STATE.size),
     Request.SET_VRING_ADDR:        Shape(VRING_ADDRESS.size),
     Request.SET_VRING_BASE:        Shape(VRING_STATE.size),
     Request.GET_VRING_BASE:        Shape(VRING_STATE.size),
-    Request.SET_VRING_KICK:        Shape(U64.size, 1),
-    Request.SET_VRING_CALL:        Shape(U64.size, 1),
-    Request.SET_VRING_ERR:         Shape(U64.size, 1),
+    Request.SET_VRING_KICK:        Shape(U64.size, 1, Kind.KICK),
+    Request.SET_VRING_CALL:        Shape(U64.size, 1, Kind.CALL),
+    Request.SET_VRING_ERR:         Shape(U64.size, 1, Kind.CALL),
     Request.GET_PROTOCOL_FEATURES: Shape(),
     Request.SET_PROTOCOL_FEATURES: Shape(U64.size),
     Request.GET_QUEUE_NUM:         Shape(),
     Request.SET_VRING_ENABLE:      Shape(VRING_STATE.size),
-    Request.SET_BACKEND_REQ_FD:    Shape(0, 1),
+    Request.SET_BACKEND_REQ_FD:    Shape(0, 1, Kind.CHANNEL),
     Request.GET_CONFIG:            Shape(None),
     Request.SET_CONFIG:            Shape(None),
     Request.GET_INFLIGHT_FD:       Shape(20),
-    Request.SET_INFLIGHT_FD:       Shape(20, 1),
+    Request.SET_INFLIGHT_FD:       Shape(20, 1, Kind.MEMORY),
     Request.RESET_DEVICE:          Shape(),
     Request.GET_MAX_MEM_SLOTS:     Shape(),
-    Request.ADD_MEM_REG:           Shape(SINGLE_REGION.size, 1),
-    Request.REM_MEM_REG:           Shape(SINGLE_REGION.size, 1),
+    Request.ADD_MEM_REG:           Shape(SINGLE_REGION.size, 1, Kind.MEMORY),
+    Request.REM_MEM_REG:           Shape(SINGLE_REGION.size, 1, Kind.MEMORY),
 }
 # fmt: on
 
@@ -172,11 +182,6 @@ def decode_header(header: bytes) -> tuple[Request, int, int]:
     if shape.payload_bytes is not None and size < shape.payload_bytes:
         raise ProtocolError(f"{name} with {size} bytes, it has {shape.payload_bytes}")
     return Request(number), flags, size
-
-
-def check_descriptors(request: Request, count: int) -> None:
-    if count > SHAPES[request].descriptors:
-        raise ProtocolError(f"{request.name} with {count} descriptors, at most {SHAPES[request].descriptors}")
 
 
 @dataclass(frozen=True, slots=True)

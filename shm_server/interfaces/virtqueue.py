@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 
+from shm_server import eventfds
 from shm_server.interfaces.guest_memory import GuestMemory
 from shm_server.interfaces.messages import ProtocolError
 from shm_server.interfaces.packed import INITIAL_BASE, PackedRing
@@ -21,8 +22,10 @@ _CALL = struct.pack("<Q", 1)
 
 
 class Virtqueue:
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, is_trusted: bool = True) -> None:
+        """``is_trusted``: the front end is of our own user's."""
         self.index = index
+        self._is_trusted = is_trusted
         self.entries = 0
         self.is_enabled = False
         self.is_packed = False
@@ -103,7 +106,10 @@ class Virtqueue:
         if self.call_fd < 0:
             return
         try:
-            os.write(self.call_fd, _CALL)
+            if self._is_trusted:
+                os.write(self.call_fd, _CALL)
+            else:
+                eventfds.signal(self.call_fd)
         except BlockingIOError:
             pass  # a call that it has not seen yet is there already
         except OSError as error:
