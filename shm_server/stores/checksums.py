@@ -39,6 +39,7 @@ _IDENTITY_BYTES = 40  # of it, up to what changes
 ZERO_SUM = crc32c.crc32c(bytes(PAGE_BYTES))
 SECTOR_BYTES = 512
 BLOCK_PAGES = (SECTOR_BYTES - 4) // 4
+ENTRY_BITS = 32
 BLOCKS_AT_ONCE = 4096 // SECTOR_BYTES
 _EMPTY = bytes(SECTOR_BYTES)
 
@@ -272,11 +273,11 @@ class SumsFile:
             # No more than a file system's block, which the header shares with the first ones: the next may be a hole.
             page = min(end, at + BLOCKS_AT_ONCE * BLOCK_PAGES)
             entries = self.entries(at, page - at)
-            raw = entries.tobytes()
-            start = (len(raw) - len(raw.lstrip(b"\0"))) // entries.itemsize
-            if start < len(entries):
-                stop = entries.index(NONE, start) if NONE in entries[start:] else len(entries)
-                return at + start, stop - start
+            bits = int.from_bytes(entries.tobytes(), "little")  # which is looked through a word at a time
+            if bits:
+                start = ((bits & -bits).bit_length() - 1) // ENTRY_BITS
+                entries.append(NONE)
+                return at + start, entries.index(NONE, start) - start
         return None
 
     # Changing -------------------------------------------------------------------------------------------------------
