@@ -34,4 +34,4 @@ def _is(kind: Kind, fd: int, is_trusted: bool) -> bool:
     found = eventfds.kind(fd)
     if kind is Kind.CHANNEL:
         return found == "socket"
-    return found == "eventfd" or (found == "pipe" and kind is Kind.CALL and is_trusted)
+    return found == "eventfd" or (found in ("pipe", "socket") and kind is Kind.CALL and is_trusted)

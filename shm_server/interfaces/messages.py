@@ -87,7 +87,7 @@ class Kind(enum.Enum):
 
     MEMORY = "memory"
     KICK = "an eventfd"
-    CALL = "an eventfd, or a pipe of our own user's"
+    CALL = "an eventfd, or a pipe or socket of our own user's"  # User Mode Linux has a socket
     CHANNEL = "a socket"
 
 

@@ -192,15 +192,17 @@ def test_what_a_machine_of_another_user_hands_over(export: Path, witness: Callab
         witness()
 
 
-def test_pipes_are_for_our_own_user(export: Path, witness: Callable[[], None]) -> None:
-    """A call may be a pipe where its owner could stop us anyway; a kick is an eventfd in any case."""
-    ends = os.pipe()
+@pytest.mark.parametrize("is_socket", [False, True], ids=["pipe", "socket"])
+def test_other_calls_are_for_our_own_user(export: Path, witness: Callable[[], None], is_socket: bool) -> None:
+    """A call may be a pipe or, as User Mode Linux's, a socket, where its owner could stop us anyway; a kick may not."""
+    ends = [end.detach() for end in socket.socketpair()] if is_socket else list(os.pipe())
     for is_ours, request, goes_on in ((True, 13, True), (False, 13, False), (True, 12, False)):
         with FrontEnd(export) if is_ours else machine(export) as guest:
             guest.negotiate()
             guest.send(request, bytes(8), [ends[1]])
             if goes_on:
                 assert guest.ask_u64(1)
+                assert os.read(ends[0], 8) == struct.pack("<Q", 1)
             else:
                 with pytest.raises((EOFError, ConnectionError)):
                     guest.ask_u64(1)
