@@ -135,3 +135,22 @@ def test_typed(terminal: Path, document: str, headings: list[str]) -> None:
         (terminal / "s").rename(terminal / "gone")
         with Serve(terminal / "copy", {}) as copy:
             assert volumes(copy) == listed
+
+
+def _anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    lines = [
+        line.lstrip("#").strip().lower() for line in document.read_text("utf-8").splitlines() if line.startswith("#")
+    ]
+    return {re.sub(r"[^\w\- ]", "", line).replace(" ", "-") for line in lines}
+
+
+def test_links() -> None:
+    """What a document points at is there: files, and headings in them."""
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8")):
+            if "://" not in link:
+                name, _, anchor = link.partition("#")
+                at = (document.parent / name).resolve() if name else document
+                assert at.exists(), f"{document.name}: {link}"
+                assert not anchor or anchor in _anchors(at), f"{document.name}: {link}"
