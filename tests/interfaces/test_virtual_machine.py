@@ -50,7 +50,7 @@ def readme(beginning: str, **replaced: str | Path) -> list[str]:
 
 def iscsi_ovs(mount: Mount, command: list[str]) -> str:
     """One of the README's commands on the instance."""
-    assert command[0] == ".venv/bin/iscsi-ovs"
+    assert command[0] == "iscsi-ovs"
     return run(*command[1:], "--state-dir", mount.serve.state_dir)
 
 
@@ -86,12 +86,12 @@ def test_a_disk_is_created_and_a_machine_started_on_it(mount: Mount, short_dir: 
     assert written(path) == WORDS.swapcase()
     mount.until_let_go(name)
     socket = {"export vm": f"export {name}", "/run/iscsi-ovs/vm.sock": str(short_dir / "vm.sock")}
-    said = iscsi_ovs(mount, readme(".venv/bin/iscsi-ovs volume export vm --vhost-user", **socket))
+    said = iscsi_ovs(mount, readme("iscsi-ovs volume export vm --vhost-user", **socket))
     libvirt = said[said.index("  <") : said.index("User Mode Linux")]
     source = ElementTree.fromstring(f"<domain>{libvirt}</domain>").find("disk/source")
     assert source is not None
     assert source.get("path") == str(short_dir / "vm.sock")
     printed = said[said.index("  -object") : said.index("libvirt")].replace("\\\n", " ")
     boot(["qemu-system-x86_64", *shlex.split(printed.replace("1G", "64M"))])
-    iscsi_ovs(mount, readme(".venv/bin/iscsi-ovs volume unexport", vm=name))
+    iscsi_ovs(mount, readme("iscsi-ovs volume unexport", vm=name))
     assert written(path) == WORDS
