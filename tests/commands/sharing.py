@@ -123,3 +123,8 @@ class Cluster:
 
     def registrant(self, who: str) -> Registrant:
         return Registrant.of(self.nexuses[who])
+
+
+def register_all(cluster: Cluster) -> None:
+    for who, key in (("a1", 0xA1), ("b1", 0xB1), ("c1", 0xC1)):
+        cluster.do(who, REGISTER, 0, key)

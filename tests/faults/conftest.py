@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.targets import Bench
+from tests.faults.targets import Bench, Disk, ThreadTarget
 
 
 @pytest.fixture
@@ -15,3 +15,16 @@ def bench(short_dir: Path) -> Iterator[Bench]:
     made = Bench(short_dir)
     yield made
     made.close()
+
+
+@pytest.fixture
+def target(bench: Bench) -> ThreadTarget:
+    """In this process, on the bench's volumes."""
+    bench.serve()
+    return bench.target()
+
+
+@pytest.fixture
+def disk(bench: Bench, target: ThreadTarget) -> Disk:
+    """A session with it."""
+    return bench.login(target)

@@ -27,17 +27,6 @@ SANITIZE_IN_PROGRESS = (0x04, 0x1B)
 
 
 @pytest.fixture
-def target(bench: Bench) -> ThreadTarget:
-    bench.serve()
-    return bench.target()
-
-
-@pytest.fixture
-def disk(bench: Bench, target: ThreadTarget) -> Disk:
-    return bench.login(target)
-
-
-@pytest.fixture
 def manager(bench: Bench, target: ThreadTarget) -> Iterator[Context]:
     with bench.context() as context:
         yield context

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import socket
 import struct
 from collections.abc import Sequence
 
@@ -98,12 +96,7 @@ class PackedFrontEnd(FrontEnd):
             struct.pack_into("<HH", self.memory, DRIVER_AREA, at | wrap << 15, flags)
             length, buffer_id, flags = struct.unpack_from("<IHH", self.memory, TABLE + 16 * at + 8)
             if flags & (AVAILABLE_MARK | USED_MARK) != (AVAILABLE_MARK | USED_MARK) * wrap:
-                ready, _, _ = select.select([self.call, self.socket], [], [], 20)
-                assert ready, "no call"
-                if self.socket in ready and not self.socket.recv(1, socket.MSG_PEEK):
-                    raise EOFError
-                if self.call in ready:
-                    os.eventfd_read(self.call)
+                self.await_call()
                 continue
             found.append((buffer_id, length))
             self.used += self._slots.pop(buffer_id)

@@ -17,8 +17,8 @@ from shm_server.stores import promoting
 from shm_server.stores.changes import Changes
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes.sanitizing import Sanitizing
+from tests.shm_server.checksummed import corrupt
 from tests.shm_server.pool import Pool
-from tests.shm_server.test_scrubbing import corrupt
 from tests.shm_server.test_snapshots import begin, raises
 
 SIZE = 4 << 20

@@ -198,6 +198,15 @@ class FrontEnd:
         struct.pack_into("<H", self.memory, AVAILABLE + 2, self.available)
         os.eventfd_write(self.kick, 1)
 
+    def await_call(self) -> None:
+        """EOFError: the device has gone."""
+        ready, _, _ = select.select([self.call, self.socket], [], [], 20)
+        assert ready, "no call"
+        if self.socket in ready and not self.socket.recv(1, socket.MSG_PEEK):
+            raise EOFError
+        if self.call in ready:
+            os.eventfd_read(self.call)
+
     def await_used(self, count: int = 1) -> list[tuple[int, int]]:
         """(head, bytes written) of the next ``count`` used entries, in the order of their completion."""
         found: list[tuple[int, int]] = []
@@ -206,12 +215,7 @@ class FrontEnd:
             struct.pack_into("<H", self.memory, AVAILABLE + 4 + 2 * self.entries, self.used)
             index = struct.unpack_from("<H", self.memory, USED + 2)[0]
             if index == self.used:
-                ready, _, _ = select.select([self.call, self.socket], [], [], 20)
-                assert ready, "no call"
-                if self.socket in ready and not self.socket.recv(1, socket.MSG_PEEK):
-                    raise EOFError
-                if self.call in ready:
-                    os.eventfd_read(self.call)
+                self.await_call()
                 continue
             while self.used != index:
                 found.append(struct.unpack_from("<II", self.memory, USED + 4 + 8 * (self.used % self.entries)))
