@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from operator import attrgetter, call, eq, ne
+from typing import TypeVar
 
 from shm_server.stores.base import INLINE_BYTES, Views, views_after, views_until
 from shm_server.stores.lanes import LANE_PAGES, LANE_SHIFT, Lanes
@@ -22,15 +23,19 @@ from shm_server.stores.layer import Layer
 from shm_server.stores.maplog import PAGE_BYTES
 from shm_server.stores.owners import BASE, CHUNK_MASK, CHUNK_PAGES, CHUNK_SHIFT, Chunk, Owners, runs_of
 from shm_server.stores.owners import ZERO as NOBODY
-from shm_server.stores.stack import Stack
+from shm_server.stores.stack import Nobody, Stack
 from shm_server.stores.verified import CHUNK_SHIFT as VERIFIED_CHUNK_SHIFT
 
 STEP_BYTES = INLINE_BYTES  # read at once where the owners change from page to page
+
+T = TypeVar("T")
 
 PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 PAGE_MASK = PAGE_BYTES - 1
 CHUNK_BYTES_SHIFT = CHUNK_SHIFT + PAGE_SHIFT
 _is_plain = attrgetter("is_plain")
+_reader = attrgetter("reader")
+data_of = attrgetter("data")
 _LEARN_MASK = (64 << 10) - 1  # a page of so many asks for its lane
 
 assert VERIFIED_CHUNK_SHIFT == CHUNK_SHIFT, "a page has one place in both"
@@ -211,15 +216,18 @@ class ChainReader:
         return total
 
     def _read_piece(self, owner: int, views: Views, offset: int) -> None:
+        self._opened(owner, _reader).read(views, offset)
+
+    def _opened(self, owner: int, what: Callable[[Layer | Nobody], T]) -> T:
+        """What a layer has open; opened on a thread, beside whoever merges it."""
         layer = self.stack[owner]
         try:
-            reader = layer.reader
+            return what(layer)
         except OSError:
             # It may just have been merged into another, and its file removed before we had it open.
             if self.stack[owner] is layer:
                 raise
-            reader = self.stack[owner].reader
-        reader.read(views, offset)
+            return what(self.stack[owner])
 
     def _pieces(self, runs: Iterable[tuple[int, int]], offset: int, total: int) -> Iterator[Piece]:
         """Runs of pages as ranges of bytes, none beyond what was asked; behind its end the base has zeros."""
@@ -241,7 +249,7 @@ class ChainReader:
         found: bool | None = None
         done = 0
         for owner, at, piece_length in self._pieces(self._owners.runs(*pages_of(offset, length)), offset, length):
-            is_data, run = self.stack[owner].data.extent(at, piece_length)
+            is_data, run = self._opened(owner, data_of).extent(at, piece_length)
             if found is not None and is_data is not found:
                 break
             found = is_data

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from shm_server.stores.base import INLINE_BYTES, Store, Views, copy_by_buffer
-from shm_server.stores.chain_reader import CHUNK_BYTES_SHIFT, PAGE_MASK, PAGE_SHIFT, ChainReader, cut, pages_of
+from shm_server.stores.chain_reader import CHUNK_BYTES_SHIFT, PAGE_MASK, PAGE_SHIFT, ChainReader, cut, data_of, pages_of
 from shm_server.stores.descriptor import DescriptorStore, write_by_redo
 from shm_server.stores.layer import Layer, close_all
 from shm_server.stores.maplog import DATA, PAGE_BYTES, ZERO, MapLog, Place, Run
@@ -222,7 +222,7 @@ class LayeredStore(ChainReader):
                 if owner == self._top_number:
                     self._top.punch(at, piece_length)
                 elif owner != NOBODY:
-                    self._hide(self.stack[owner].data, at, piece_length)
+                    self._hide(self._opened(owner, data_of), at, piece_length)
 
     def _hide(self, below: DescriptorStore | Nobody, offset: int, length: int) -> None:
         """What a layer below has in the range is nobody's now; its holes need no record."""
