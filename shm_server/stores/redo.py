@@ -16,6 +16,7 @@ no volumes; ``uuid`` tells a record of this store from one of another that had i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -50,7 +51,9 @@ class RedoFile:
         """The write is durable, if not in its place, when this returns. After an OSError: retire() it."""
         if self._fd < 0:
             self._fd = self._create()
-        os.pwritev(self._fd, (self._header(offset, data).ljust(_DATA_OFFSET, b"\0"), data), 0)
+        whole = self._header(offset, data).ljust(_DATA_OFFSET, b"\0"), data
+        if os.pwritev(self._fd, whole, 0) < _DATA_OFFSET + len(data):  # a file system that writes nothing over in place
+            raise OSError(errno.ENOSPC, f"no room for a record in {self.path}")
         self._make_durable()
 
     def retire(self) -> None:

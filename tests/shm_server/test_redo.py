@@ -504,3 +504,21 @@ def test_kill_9_between_atomic_writes(start_server: Callable[..., ServerProcess]
         found = client.read(4096, MAX_ATOMIC_WRITE_BYTES)
         assert found in [bytes([each]) * MAX_ATOMIC_WRITE_BYTES for each in (number, number + 1)]
         client.close()
+
+
+def test_a_record_without_room_is_told_before_its_place_is_written(
+    stores: FileStores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel takes a part of it: ENOSPC, the range is as it was, and the next one is done."""
+    store = stores.open("demo", SIZE, UUID)
+    store.write_atomic(OLD, OFFSET)
+    pwritev = os.pwritev
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", lambda fd, views, at: pwritev(fd, [b"".join(views)[:5000]], at))
+        with pytest.raises(OSError, match="no room") as caught:
+            store.write_atomic(NEW, OFFSET)
+        assert caught.value.errno == errno.ENOSPC
+    assert reopened(stores) == OLD
+    store.write_atomic(NEW, OFFSET)
+    store.close()
+    assert reopened(stores) == NEW
