@@ -302,9 +302,7 @@ def print_beside(
         rows.append(row)
     titles = [title for ours, theirs in pairs for title in (ours.title, theirs.title, "ratio")]
     print(report.table(["qemu-img bench", *titles], rows, markdown=options.markdown))
-    print(
-        f"medians of {options.rounds} rounds; qcow2 got as many snapshots as {options.qcow2_seconds:g} s allowed:"
-    )
+    print(f"medians of {options.rounds} rounds; qcow2 got as many snapshots as {options.qcow2_seconds:g} s allowed:")
     print("ours with all of its own is held against that\n")
     return slower
 
