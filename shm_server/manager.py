@@ -22,7 +22,7 @@ from typing import Protocol
 
 from shm_server.abi import names
 from shm_server.abi.control import VolumeInfo
-from shm_server.runtime import Call, Lane, Lock, Runtime, Wait
+from shm_server.runtime import Call, Lane, NamedLocks, Runtime, Wait
 from shm_server.stores.base import LayerFile, Store, Stores
 from shm_server.volumes.catalog import Catalog, Record
 from shm_server.volumes.handle import Handle
@@ -79,7 +79,7 @@ class Manager:
         self.layers: dict[str, dict[int, LayerFile]] = {}
         self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
         self.promoted_share: Callable[[str], int | None] = lambda _uuid: None  # promoting.py
-        self._locks: dict[str, tuple[Lock, int]] = {}
+        self._locks = NamedLocks()
         self._open: dict[str, _Open] = {}
         self._closing: dict[str, Wait[None]] = {}
         self._failed: set[str] = set()
@@ -346,7 +346,7 @@ class Manager:
         held = self._open.get(handle.volume.name)
         if held is not None and handle in held.handles:
             held.handles.remove(handle)
-            if not held.handles and self._lock_is_free(handle.volume.name):
+            if not held.handles and self._locks.is_free(handle.volume.name):
                 self._close_volume(held)
             waiters, held.waiters = held.waiters, []
             for waiter in waiters:
@@ -462,7 +462,7 @@ class Manager:
 
     def is_awaited(self, name: str) -> bool:
         """For who has the volume's lock: somebody else waits for it."""
-        return name in self._locks and self._locks[name][1] > 1
+        return self._locks.is_awaited(name)
 
     def open_volumes(self) -> list[Volume]:
         return [held.volume for held in self._open.values()]
@@ -570,28 +570,15 @@ class Manager:
     def on_thread(self, function: Callable[[], object]) -> Call:
         return Call(self._runtime, self._lane, function)
 
-    def _lock_is_free(self, name: str) -> bool:
-        entry = self._locks.get(name)
-        return entry is None or entry[0].is_free
-
     @asynccontextmanager
     async def locked(self, name: str) -> AsyncIterator[None]:
         """One change of a volume at a time; looking needs no lock."""
-        lock, users = self._locks.get(name) or (Lock(), 0)
-        self._locks[name] = (lock, users + 1)
-        try:
-            async with lock:
-                self._sweep(name)
-                try:
-                    yield
-                finally:
-                    self._sweep(name)  # before the lock is handed over
-        finally:
-            lock, users = self._locks[name]
-            if users == 1:
-                del self._locks[name]
-            else:
-                self._locks[name] = (lock, users - 1)
+        async with self._locks.have(name):
+            self._sweep(name)
+            try:
+                yield
+            finally:
+                self._sweep(name)  # before the lock is handed over
 
 
 def _refresh(held: _Open) -> None:

@@ -16,7 +16,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,34 @@ class Lock:
                 self._waiters.popleft().set()
         finally:
             self._is_passing = False
+
+
+class NamedLocks:
+    """A Lock for each name, for as long as somebody has it or stands in line for it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[str, tuple[Lock, int]] = {}  # and how many that are
+
+    def is_free(self, name: str) -> bool:
+        return name not in self._locks or self._locks[name][0].is_free
+
+    def is_awaited(self, name: str) -> bool:
+        """By somebody besides who has it."""
+        return name in self._locks and self._locks[name][1] > 1
+
+    @asynccontextmanager
+    async def have(self, name: str) -> AsyncIterator[None]:
+        lock, users = self._locks.get(name) or (Lock(), 0)
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[name]
+            if users == 1:
+                del self._locks[name]
+            else:
+                self._locks[name] = (lock, users - 1)
 
 
 class Lane:

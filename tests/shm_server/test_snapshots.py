@@ -449,7 +449,7 @@ def test_who_wants_a_volume_does_not_wait_for_its_past(pool: Pool) -> None:
         for page in range(1, SIZE // PAGE, 2):
             pool.write(volume, page * PAGE, b"z" * PAGE)
     pool.snapshots.tidy()
-    while not pool.manager._locks:
+    while pool.manager._locks.is_free("demo"):
         pool.turn()
     with pool.volume("demo") as volume:
         assert pool.read(volume, 0, 2 * PAGE) == b"y" * PAGE + b"z" * PAGE
