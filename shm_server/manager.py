@@ -24,6 +24,7 @@ from shm_server.abi import names
 from shm_server.abi.control import VolumeInfo
 from shm_server.runtime import Call, Lane, NamedLocks, Runtime, Wait
 from shm_server.stores.base import LayerFile, Store, Stores
+from shm_server.under_way import UnderWay
 from shm_server.volumes.catalog import Catalog, Record
 from shm_server.volumes.handle import Handle
 from shm_server.volumes.lineage import Lineage
@@ -78,7 +79,7 @@ class Manager:
         # Made for each volume that is no plain store, by its name and their numbers.
         self.layers: dict[str, dict[int, LayerFile]] = {}
         self.on_sealed: Callable[[int], None] = lambda number: None  # told of a layer, which may have been before
-        self.promoted_share: Callable[[str], int | None] = lambda _uuid: None  # promoting.py
+        self.under_way = UnderWay()
         self._locks = NamedLocks()
         self._open: dict[str, _Open] = {}
         self._closing: dict[str, Wait[None]] = {}
@@ -125,12 +126,11 @@ class Manager:
         writer = next((handle for handle in held.handles if handle.can_write), None) if held else None
         order = self.sanitizing.get(name)
         layers = self.layers.get(name, {}).values()
-        allocated = self._stores.allocated_bytes(record.files, layers)
         return VolumeInfo(
             name=name,
             uuid=record.uuid,
             size_bytes=record.size_bytes,
-            allocated_bytes=allocated,
+            allocated_bytes=self._stores.allocated_bytes(record.files, layers),
             footprint_bytes=self._stores.footprint_bytes(record.files, layers),
             generation=record.generation,
             can_discard=True,
@@ -142,7 +142,8 @@ class Manager:
             can_exit_sanitize=bool(order and order.failure and order.may_exit),
             is_read_only=record.is_template,
             is_template=record.is_template,
-            promotion=self.promoted_share(record.uuid),
+            promotion=self.under_way.promoted_share(record.uuid),
+            under_way=self.under_way.of(record.uuid),
         )
 
     async def look_all(self) -> list[VolumeInfo]:
@@ -423,8 +424,7 @@ class Manager:
 
     async def opened(self, name: str) -> Volume:
         """For who has the volume's lock: it is open until the lock is let go, or longer where somebody holds it."""
-        held = self._open.get(name) or await self._open_volume(self.record(name))
-        return held.volume
+        return (self._open.get(name) or await self._open_volume(self.record(name))).volume
 
     def open_snapshots(self, volume: str) -> list[str]:
         """The snapshots of a volume that are open, by the names that they are opened by."""

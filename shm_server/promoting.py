@@ -67,7 +67,7 @@ class Promoter:
             for promotion in self._promotions.all()
             if (name := manager.name_of(promotion.uuid)) is not None
         }
-        manager.promoted_share = self._share
+        manager.under_way.promoted_share = self._share
         snapshots.after_merges = self._work
         if self._states:
             snapshots.tidy()

@@ -18,6 +18,7 @@ from shm_server.manager import Manager
 from shm_server.progress import Progress
 from shm_server.runtime import Call, Job, Lane, Runtime, Wait
 from shm_server.stores.base import DamagedMapError, Findings, LayerChecks, LayerFile
+from shm_server.under_way import CHECKING
 from shm_server.volumes.sight import who_sees
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class Scrubber:
         self._checking += 1
         self._hurry.set()
         try:
-            checked = await self._check(uuid, progress, renew=renew)
+            with self._manager.under_way.doing(CHECKING, uuid):
+                checked = await self._check(uuid, progress, renew=renew)
         finally:
             self._checking -= 1
             self.look()

@@ -25,6 +25,7 @@ from shm_server.abi.control import VolumeInfo
 from shm_server.manager import Manager
 from shm_server.runtime import Call, Job, Lane, Runtime
 from shm_server.stores.base import Findings, LayerChecks, LayerFile, Stores, no_layers
+from shm_server.under_way import MERGING
 from shm_server.volumes import labels
 from shm_server.volumes.catalog import Record
 from shm_server.volumes.handle import Handle
@@ -355,12 +356,13 @@ class Snapshots:
             if not await self._is_sound(name, merge.lower, checks):
                 return
             steps = self._stores.merge(merge.upper, merge.lower)
-            while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
-                if manager.is_awaited(name):
-                    await Call(self._runtime, self._merge_lane, steps.close)
-                    manager.on_sealed(merge.lower.number)  # which has lost checksums
-                    return
-                await self._runtime.pause
+            with manager.under_way.doing(MERGING, merge.upper.uuid):
+                while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+                    if manager.is_awaited(name):
+                        await Call(self._runtime, self._merge_lane, steps.close)
+                        manager.on_sealed(merge.lower.number)  # which has lost checksums
+                        return
+                    await self._runtime.pause
             files = manager.record(name).files
             await manager.on_thread(lambda: self._stores.adopt(merge.lower, files))
             if await manager.on_thread(lambda: self._lineage.collapsed(merge)):
@@ -385,8 +387,9 @@ class Snapshots:
     async def _merge(self, merge: Merge) -> None:
         steps = self._stores.merge(merge.upper, merge.lower)
         try:
-            while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
-                await self._runtime.pause
+            with self._manager.under_way.doing(MERGING, merge.upper.uuid):
+                while await Call(self._runtime, self._merge_lane, lambda: _step(steps)):
+                    await self._runtime.pause
         finally:
             self._manager.on_sealed(merge.lower.number)  # whose checksums are others, even where it came to nothing
         if not await self._manager.on_thread(lambda: self._lineage.merged(merge)):

@@ -237,6 +237,7 @@ def test_list_as_json(volume: Volume, name: str) -> None:
     assert {key: type(value) for key, value in row.items()} == {
         "name": str, "size_bytes": int, "allocated_bytes": int, "uuid": str, "held": type(None), "failed": bool,
         "is_template": bool, "footprint_bytes": int, "promotion_percent": type(None), "sanitize_percent": type(None),
+        "under_way": list,
     }  # fmt: skip
     assert row["size_bytes"] == 1236992
     assert len(bytes.fromhex(row["uuid"])) == 16
@@ -275,11 +276,17 @@ def test_what_is_under_way(capsys: pytest.CaptureFixture[str]) -> None:
     """The list says of each volume what it is, and how far has come what is being done to it."""
     plain = VolumeInfo("a", "0" * 32, 1 << 30, 0, 1, True)
     states = {}
-    for changes in ({}, {"promotion": 32768}, {"failed": True, "sanitize": 655}, {"is_template": True}):
+    for changes in (
+        {},
+        {"promotion": 32768},
+        {"failed": True, "sanitize": 655},
+        {"is_template": True},
+        {"under_way": ("merging",)},
+    ):
         listing._print([listing._row(msgspec.structs.replace(plain, **changes))], "table")
         head, row = capsys.readouterr().out.splitlines()
         states[row[head.index("STATE") : head.index("HELD BY")].strip()] = changes
-    assert list(states) == ["-", "promoting 50%", "failed, sanitizing 1%", "template"]
+    assert list(states) == ["-", "promoting 50%", "failed, sanitizing 1%", "template", "merging"]
 
 
 def test_a_check_of_what_has_no_checksums(volume: Volume, name: str) -> None:

@@ -33,6 +33,7 @@ def _row(found: VolumeStat) -> dict[str, Any]:
         "is_template": found.is_template,
         "promotion_percent": _percent(found.promotion),
         "sanitize_percent": _percent(found.sanitize),
+        "under_way": found.under_way,
     }
 
 
@@ -67,6 +68,7 @@ def _state(row: dict[str, Any]) -> str:
     for word, percent in (("promoting", row["promotion_percent"]), ("sanitizing", row["sanitize_percent"])):
         if percent is not None:
             words.append(f"{word} {percent:.0f}%")
+    words += row["under_way"]
     return ", ".join(words) or "-"
 
 
@@ -103,6 +105,7 @@ def volume_show(name: str, output: str, state_dir: Path | None) -> None:
     if output == "json":
         shared.print_json(row | {"handles": handles})
         return
+    row["under_way"] = ", ".join(row["under_way"]) or None
     for key, value in row.items():
         click.echo(f"{key}: {'-' if value is None else value}")
     shared.print_handles(handles)

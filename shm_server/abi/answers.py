@@ -34,6 +34,7 @@ class VolumeInfo(msgspec.Struct, frozen=True):
     is_template: bool = False
     footprint_bytes: int = 0  # what it alone takes in the pool: its data, and maps, checksums, redo record
     promotion: int | None = None  # how far it has come, 0 to 65535; None: none runs
+    under_way: tuple[str, ...] = ()  # what else is: "merging" of its layers, "checking" of what its snapshots keep
 
 
 class SnapshotInfo(msgspec.Struct, frozen=True):
