@@ -324,7 +324,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--enforce", action="store_true", help="exit code 1 when a goal is missed")
     options = parser.parse_args()
-    options.qcow2_seconds, options.pages = 10.0, 8192
+    options.qcow2_seconds, options.pages = 10.0, 16_384
     options.requests = REQUESTS
     if options.quick:
         options.rounds = 1
