@@ -403,7 +403,7 @@ class Driver:
         if reason:
             logger.info("%s: closed: %s", channel.connection.name, reason)
         self._by_connection.pop(channel.connection, None)
-        channel.connection.outbox.discard()
+        channel.connection.let_go()
         self._epoll.unregister(channel.fd)
         channel.sock.close()
 

@@ -176,6 +176,12 @@ class Connection:
         self.outbox.discard()
         return self._take_events()
 
+    def let_go(self) -> None:
+        """The socket is closed, and we need no memory for its bytes any more."""
+        self.outbox.discard()
+        self._framing.let_go()
+        self._control_data = None
+
     def tell(self, event: events.Event) -> None:
         self._events.append(event)
 

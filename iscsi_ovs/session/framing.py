@@ -85,6 +85,12 @@ class Framing:
             return [*self._pending, scratch]
         return [scratch]
 
+    def let_go(self) -> None:
+        """Nothing more will come: 64 KiB need not wait for a garbage collection, and there may be thousands of us."""
+        self._scratch = memoryview(b"")
+        self._pending = []
+        self._start = self._end = 0
+
     @property
     def is_between_pdus(self) -> bool:
         """True where no PDU is half received."""

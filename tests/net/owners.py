@@ -68,7 +68,7 @@ class EchoConnection:
         self.taken = bytearray()
         self.ends: list[str] = []
         self.sendmsgs = 0
-        self.outbox = self
+        self.has_let_go = False
         self._buffer = bytearray(65536)
         self._out: deque[memoryview] = deque()
 
@@ -118,8 +118,9 @@ class EchoConnection:
     def tick(self, now: float) -> list[Any]:
         return []
 
-    def discard(self) -> None:
+    def let_go(self) -> None:
         self._out.clear()
+        self.has_let_go = True
 
 
 class Owner:

@@ -243,6 +243,22 @@ def test_reset(echo: EchoOwner, connect: Connect) -> None:
     assert echo.read(other, 2) == b"ok"
 
 
+def test_what_is_closed_lets_go(login: LoginOwner, clients: list[socket.socket]) -> None:
+    """The buffers of a connection go with its socket: a thousand connections are no 64 MiB until Python tidies up."""
+    client = login.connect()
+    clients.append(client)
+    client.sendall(b"\x43" + bytes(20))
+    connection = login.connections[0]
+    framing = connection._framing
+    login.until(lambda: not framing.is_between_pdus)
+    buffer = framing._scratch.obj
+    client.close()
+    login.until(lambda: connection.is_closed)
+    login.step()
+    held = sys.getrefcount(buffer)
+    assert held == 2, "who asks, and sys.getrefcount"
+
+
 def test_reset_under_output(echo: EchoOwner, connect: Connect) -> None:
     """The same while much is still to be sent: what waited is let go."""
     client = connect()
