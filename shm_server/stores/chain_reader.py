@@ -57,7 +57,11 @@ class ChainReader:
         self._base_bytes = self.stack.base.data.size_bytes()  # it has been sealed, or no page of it is written any more
 
     def read_now(self, views: Views, offset: int) -> int:
-        length = len(views[0]) if len(views) == 1 else sum(map(len, views))
+        try:
+            (view,) = views
+            length = len(view)
+        except ValueError:  # there are several
+            length = sum(map(len, views))
         lane = self._lanes_found.get(offset >> LANE_SHIFT)
         if lane is not None and offset + length <= lane.end:
             layer = lane.layer

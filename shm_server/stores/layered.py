@@ -88,25 +88,27 @@ class LayeredStore(ChainReader):
     # Writing --------------------------------------------------------------------------------------------------------
 
     def write_now(self, views: Views, offset: int) -> int:
-        length = len(views[0]) if len(views) == 1 else sum(map(len, views))
-        chunk = self._chunks.get(offset >> CHUNK_BYTES_SHIFT)
-        if chunk is not None:
-            start, top = offset >> PAGE_SHIFT & CHUNK_MASK, self._top_number
-            if chunk.owners[start] == top:
-                chunk.was_used = True
-                if (offset & PAGE_MASK) + length <= PAGE_BYTES:
-                    return self._top_write_now(views, offset)
-                count = pages_of(offset, length)[1]
-                if chunk.owners[start : start + count] == array("I", (top,)) * count:  # shorter behind the chunk's end
-                    return self._top_write_now(views, offset)
-        return self._claim_now(views, offset, length)
+        try:
+            chunk = self._chunks[offset >> CHUNK_BYTES_SHIFT]
+            (view,) = views
+        except (KeyError, ValueError):  # it is not in memory; there are several
+            return self._write_some_now(views, offset)
+        if (
+            chunk.owners[offset >> PAGE_SHIFT & CHUNK_MASK] == self._top_number
+            and (offset & PAGE_MASK) + len(view) <= PAGE_BYTES
+        ):
+            chunk.was_used = True
+            return self._top_write_now(views, offset)
+        return self._write_some_now(views, offset)
 
-    def _claim_now(self, views: Views, offset: int, length: int) -> int:
+    def _write_some_now(self, views: Views, offset: int) -> int:
         """Where nothing has to be waited for: what is memory has all it needs for that, a disk for whole pages."""
-        owners = self._owners.now(*pages_of(offset, length))
+        length = sum(map(len, views))
+        first, count = pages_of(offset, length)
+        owners = self._owners.now(first, count)
         if not owners:
             return 0
-        if owners.count(self._top_number) == len(owners):
+        if owners == array("I", (self._top_number,)) * count:
             return self._top_write_now(views, offset)
         is_whole = not (offset | length) & PAGE_MASK
         if not (self.is_sync_instant or (is_whole and self._log.has_room)) or not self._lock.acquire(blocking=False):
@@ -182,10 +184,11 @@ class LayeredStore(ChainReader):
     def _claim_locked(self, kind: int, first: int, count: int) -> None:
         """The same for who has the owners' lock, too. It fails as a whole, and before anything was noted."""
         room = self._owners.make_room(first, count)
-        self._log.append(kind, first, count)
+        log = self._log
+        log.append(kind, first, count)
         self._lanes.drop(first, count)
         self._owners.set(room, self._top_number if kind == DATA else NOBODY)
-        if self._log.claimed > self._noted_bytes + NOTE_BYTES:
+        if log.claimed > self._noted_bytes + NOTE_BYTES:
             self._note()
 
     @property

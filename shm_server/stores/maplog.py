@@ -41,6 +41,7 @@ _HEADER = struct.Struct("<8sIIQ16s16sI")  # magic, format, page bytes, layer, vo
 HEADER_BYTES = 512  # a sector: written whole or not at all
 # crc32c, kind, first page, page count, its own offset in the log; of a barrier: what it covers, what is durable
 _RECORD = struct.Struct("<IIQQQ")
+_UNSUMMED = struct.Struct("<IQQQ")  # all of it but the checksum
 RECORD_BYTES = _RECORD.size
 _BOOT = struct.Struct("<QQ")  # 16 bytes, as a record's page and count
 _READ_BYTES = 4096 * RECORD_BYTES
@@ -48,6 +49,7 @@ ROOM_BYTES = 64 << 10
 
 assert HEADER_BYTES % RECORD_BYTES == 0
 assert 512 % RECORD_BYTES == 0
+assert 4 + _UNSUMMED.size == RECORD_BYTES
 
 
 class Run(NamedTuple):
@@ -311,8 +313,8 @@ class MapLog:
     # Records --------------------------------------------------------------------------------------------------------
 
     def _record(self, kind: int, first: int, count: int, offset: int) -> bytes:
-        raw = _RECORD.pack(0, kind, first, count, offset)
-        return self._checksum(raw[4:]).to_bytes(4, "little") + raw[4:]
+        raw = _UNSUMMED.pack(kind, first, count, offset)
+        return crc32c.crc32c(raw, self._seed).to_bytes(4, "little") + raw
 
     def _checksum(self, raw: bytes | memoryview) -> int:
         return crc32c.crc32c(raw, self._seed)

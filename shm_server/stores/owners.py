@@ -259,8 +259,15 @@ class Owners:
         self.known[number] = 1
 
 
-def _pieces(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+def _pieces(first: int, count: int) -> Iterable[tuple[int, int, int]]:
     """Chunk by chunk: its number, and which of its pages [start, end)."""
+    start = first & CHUNK_MASK
+    if 0 < count <= CHUNK_PAGES - start:  # nearly always; a generator takes longer than what is done with it
+        return ((first >> CHUNK_SHIFT, start, start + count),)
+    return _pieces_of_many(first, count)
+
+
+def _pieces_of_many(first: int, count: int) -> Iterator[tuple[int, int, int]]:
     end = first + count
     while first < end:
         start = first & CHUNK_MASK

@@ -118,7 +118,7 @@ class Table:
         if self._path is not None:
             for number in self._changed if self._is_summed else known:
                 owners = self.read(number).ljust(CHUNK_BYTES, b"\0")
-                self._write(self._sum(number, owners), number, CHUNK_BYTES)
+                self._write(self._sum(number, owners), number, CHUNK_BYTES, _SUM.size)
             os.fdatasync(self._fd)
             self._put_header(place, len(known))  # not synced: without it the maps are read
 
@@ -182,10 +182,9 @@ class Table:
 
     def write(self, owners: array[int], number: int, offset: int) -> None:
         self._changed.add(number)
-        self._write(owners, number, offset)
+        self._write(owners, number, offset, len(owners) * 4)
 
-    def _write(self, data: array[int] | bytes, number: int, offset: int) -> None:
-        length = memoryview(data).nbytes
+    def _write(self, data: array[int] | bytes, number: int, offset: int, length: int) -> None:
         if os.pwrite(self._fd, data, HEADER_BYTES + number * STRIDE_BYTES + offset) < length:
             raise OSError(errno.ENOSPC, "no room for the owners of a volume's pages")
 
