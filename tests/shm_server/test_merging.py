@@ -8,9 +8,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from shm_server.stores import layer
+from shm_server.stores.base import LayerFile
+from shm_server.stores.descriptor import DescriptorStore
+from shm_server.stores.layer import Layer
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.merging import RESERVE_BYTES
@@ -100,3 +105,39 @@ def test_a_merge_ends_beside_a_new_top(pool: Pool, volume: Volume, monkeypatch: 
     pool.write(volume, 0, b"d" * PAGE)
     assert (pool.directory / "volumes" / top.name).read_bytes()[:PAGE] == b"c" * PAGE
     assert pool.read(volume, 0, PAGE) == b"d" * PAGE
+
+
+@pytest.mark.parametrize("what", ["extent", "read", "discard"])
+def test_a_layer_that_goes_while_it_is_opened(
+    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A worker finds it merged, and its file removed, when it comes to open that: what it had is in the one below."""
+    pool.write(volume, 0, b"a" * PAGE)
+    for letter in "bc":
+        snapshot(pool, letter)
+        pool.write(volume, 0, letter.encode() * PAGE)
+    store = volume.store
+    assert isinstance(store, LayeredStore)
+    snapshot(pool, "d")
+    pool.write(volume, PAGE, b"d" * PAGE)
+    upper = store.stack[store._owners.look(0, 1)[0]]
+    assert isinstance(upper, Layer)
+    upper.throw_away()
+    opened = layer.open_data
+
+    def gone(file: LayerFile, directory: Path, *, is_writable: bool) -> DescriptorStore:
+        if file.number == upper.file.number:
+            store.replace(file.number)
+            raise OSError(errno.EIO, "its file is missing")
+        return opened(file, directory, is_writable=is_writable)
+
+    monkeypatch.setattr(layer, "open_data", gone)
+    if what == "extent":
+        assert store.extent(0, PAGE) == (True, PAGE)
+    elif what == "read":
+        found = bytearray(PAGE)
+        store.read([memoryview(found)], 0)
+        assert found == b"b" * PAGE
+    else:
+        store.punch(0, PAGE)
+        assert pool.read(volume, 0, PAGE) == bytes(PAGE)

@@ -16,9 +16,6 @@ import pytest
 from shm_server.abi import control
 from shm_server.runtime import Job
 from shm_server.stores import DelayRule, checked, file, layer, maplog
-from shm_server.stores.base import LayerFile
-from shm_server.stores.descriptor import DescriptorStore
-from shm_server.stores.layer import Layer
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.stores.owners import CHUNK_BYTES, CHUNK_PAGES
@@ -117,42 +114,6 @@ def test_a_discard_that_a_snapshot_comes_between_spares_it(pool: Pool, volume: V
     pool.run(pool.snapshots.clone("demo", "s", "look"))
     with pool.volume("look") as look:
         assert pool.read(look, size - PAGE, PAGE) in (b"z" * PAGE, bytes(PAGE))
-
-
-@pytest.mark.parametrize("what", ["extent", "read", "discard"])
-def test_a_layer_that_goes_while_it_is_opened(
-    pool: Pool, volume: Volume, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """A worker finds it merged, and its file removed, when it comes to open that: what it had is in the one below."""
-    pool.write(volume, 0, b"a" * PAGE)
-    for letter in "bc":
-        snapshot(pool, letter)
-        pool.write(volume, 0, letter.encode() * PAGE)
-    store = volume.store
-    assert isinstance(store, LayeredStore)
-    snapshot(pool, "d")
-    pool.write(volume, PAGE, b"d" * PAGE)
-    upper = store.stack[store._owners.look(0, 1)[0]]
-    assert isinstance(upper, Layer)
-    upper.throw_away()
-    opened = layer.open_data
-
-    def gone(file: LayerFile, directory: Path, *, is_writable: bool) -> DescriptorStore:
-        if file.number == upper.file.number:
-            store.replace(file.number)
-            raise OSError(errno.EIO, "its file is missing")
-        return opened(file, directory, is_writable=is_writable)
-
-    monkeypatch.setattr(layer, "open_data", gone)
-    if what == "extent":
-        assert store.extent(0, PAGE) == (True, PAGE)
-    elif what == "read":
-        found = bytearray(PAGE)
-        store.read([memoryview(found)], 0)
-        assert found == b"b" * PAGE
-    else:
-        store.punch(0, PAGE)
-        assert pool.read(volume, 0, PAGE) == bytes(PAGE)
 
 
 def test_what_runs_on_the_loop_waits_for_nobody(pool: Pool, volume: Volume) -> None:
