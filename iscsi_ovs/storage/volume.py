@@ -54,17 +54,12 @@ class Owner(Protocol):
 class AioCompletion:
     """One asynchronous operation: what ovs_aiocb and ovs_completion_t are together."""
 
-    __slots__ = ("_buffer", "_callback", "_context", "_done_bytes", "_number", "_what", "detail", "done")
+    __slots__ = ("_buffer", "_callback", "_done_bytes", "_number", "_volume", "detail", "done")
 
     def __init__(
-        self,
-        context: Owner,
-        what: tuple[block.Operation, str],
-        buffer: Buffer | None,
-        callback: Callable[[AioCompletion], object] | None,
+        self, volume: Volume, buffer: Buffer | None, callback: Callable[[AioCompletion], object] | None
     ) -> None:
-        self._context = context
-        self._what = what  # of which volume
+        self._volume = volume
         self._buffer = buffer
         self._callback = callback
         self._number = errno.EINPROGRESS
@@ -79,14 +74,13 @@ class AioCompletion:
     def result(self) -> int:
         """Bytes done, 0 for a flush; raises the OSError it failed with, EINPROGRESS before its end (ovs_aio_return)."""
         if self._number:
-            operation, volume = self._what
-            raise os_error(self._number, f"{operation.name} of volume {volume}")
+            raise os_error(self._number, f"volume {self._volume.name}")
         return self._done_bytes
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Block until done; EAGAIN where that takes longer (ovs_aio_wait_completion)."""
         if not self.done:
-            self._context.suspend([self], timeout_s)
+            self._volume._context.suspend([self], timeout_s)
 
     def _finish(self, completion: block.Completion) -> None:
         if self._buffer is not None:
@@ -291,7 +285,7 @@ class Volume:
         if (length <= 0 and operation != block.Operation.FLUSH) or not 0 <= offset < 1 << 63 or length >= 1 << 63:
             raise os_error(errno.EINVAL, f"{operation.name} of {length} bytes at {offset}")
         context = self._context
-        completion = AioCompletion(context, (operation, self.name), buffer, callback)
+        completion = AioCompletion(self, buffer, callback)
         request.done = completion._finish
         if buffer is None:
             if operation in (block.Operation.READ, block.Operation.WRITE):
