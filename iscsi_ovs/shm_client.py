@@ -283,7 +283,9 @@ class Context:
         return self._call(control.MakeTemplate(0, name), control.Volume).info
 
     def list_changes(self, volume: Volume, base: Volume, offset: int) -> tuple[list[Change], int]:
-        """One step of volume.changes()."""
+        """One step of volume.changes(): (offset, length, whether there is data) each, and where the next step goes on:
+        the volume's size behind the last. EBADF: closed. EINVAL: as changes(), or no page begins at ``offset``.
+        """
         message = control.ListChanges(0, volume.device.handle, base.device.handle, offset)
         answer = self._call(message, control.Changes)
         return answer.runs, answer.next_offset
@@ -293,9 +295,7 @@ class Context:
         API). ``on_progress`` gets bytes done and bytes in all. ``renew``: control.Check. ENOENT."""
         return self._call(control.Check(0, name, renew), control.Checked, on_progress)
 
-    def promote_volume(
-        self, name: str, *, cancel: bool = False, on_progress: Callable[[int, int], object] | None = None
-    ) -> VolumeStat:
+    def promote_volume(self, name: str, *, cancel: bool = False, on_progress: OnProgress | None = None) -> VolumeStat:
         """Copy what a clone has of others, so that it stands on nothing of theirs (not in the C API), while it is used;
         returns when that is done. Whoever does not wait does not end it: ``cancel`` does. ENOENT; EIO: a page can't be
         read; ENOSPC; ECANCELED; EBUSY: it is being sanitized."""
@@ -446,7 +446,7 @@ class Context:
             self._service.arm()
 
     def finish(self, completion: AioCompletion) -> int:
-        """Block until done; what became of it."""
+        """Block until done; bytes done, or the OSError that it failed with."""
         while not completion.done:
             self._turn(None)
         if self._is_polled:

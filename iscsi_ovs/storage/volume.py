@@ -147,16 +147,17 @@ class Volume:
         self._context.finish(self.aio_flush())
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the range's space back; it reads as zeros (beyond the C API). EOPNOTSUPP: the store can't."""
+        """Give the range's space back; it reads as zeros (beyond the C API). EBADF, EINVAL, EFBIG: as write.
+        EOPNOTSUPP: the store can't."""
         self._context.finish(self.aio_discard(offset, length))
 
     def write_zeroes(self, offset: int, length: int, *, fua: bool = False, no_unmap: bool = False) -> None:
-        """Zero the range; ``no_unmap``: keep its space allocated (beyond the C API)."""
+        """Zero the range; ``no_unmap``: keep its space allocated (beyond the C API). Errors: as write."""
         self._context.finish(self.aio_write_zeroes(offset, length, fua=fua, no_unmap=no_unmap))
 
     def extent(self, offset: int, length: int) -> tuple[bool, int]:
         """Whether there is data at ``offset``, and for how many of the ``length`` bytes that holds; what is no data
-        reads as zeros (beyond the C API).
+        reads as zeros; beyond the volume's end (False, 0) (beyond the C API). EBADF, EINVAL: as read.
         """
         completion = self._start(block.Request(block.Operation.EXTENTS, offset, length), None)
         holds_bytes = self._context.finish(completion)
@@ -193,19 +194,22 @@ class Volume:
         return self._differs(self._start(request, None, buffer, buffer_offset, 2 * length))
 
     def or_write(self, buffer: Buffer, length: int, offset: int, *, fua: bool = False, buffer_offset: int = 0) -> int:
-        """Set the bits that are set in the buffer, as one against every handle of the volume."""
+        """Set the bits that are set in the buffer, as one against every handle of the volume (beyond the C API).
+        Errors: as write."""
         request = block.Request(block.Operation.OR_WRITE, offset, length, fua=fua)
         return self._context.finish(self._start(request, None, buffer, buffer_offset, length))
 
     def write_atomic(self, buffer: Buffer, length: int, offset: int, *, buffer_offset: int = 0) -> int:
         """Write all or nothing, whenever a process dies or the power fails; durable when it returns. At most
-        stat().max_atomic_write_bytes; EOPNOTSUPP where that is 0.
+        stat().max_atomic_write_bytes; EOPNOTSUPP where that is 0 (beyond the C API). Errors: as write.
         """
         request = block.Request(block.Operation.WRITE_ATOMIC, offset, length)
         return self._context.finish(self._start(request, None, buffer, buffer_offset, length))
 
     def copy_from(self, source: Volume, length: int, offset: int, source_offset: int) -> int:
-        """Fill a range (at most 16 MiB) from another volume that is open here, or from this one, inside the server."""
+        """Fill a range (at most 16 MiB) from another volume that is open here, or from this one, inside the server
+        (beyond the C API). Errors: as write; EFBIG: across the end of either.
+        """
         request = block.Request(
             block.Operation.COPY, offset, length, source=source.device, source_offset_bytes=source_offset
         )

@@ -9,12 +9,14 @@ import struct
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from iscsi_ovs import block
 from iscsi_ovs.block import Operation
+from iscsi_ovs.storage import queue
 from iscsi_ovs.storage.device import DeviceHandle
 from iscsi_ovs.storage.queue import RingQueue
 from iscsi_ovs.storage.service import Service
@@ -218,6 +220,37 @@ def test_a_fence_cancels_what_waits_and_moves_the_epoch(pair: Pair) -> None:
     device.submit(pair.request(Operation.READ))
     pair.until(lambda: pair.completions)
     assert pair.completions[0].error is None
+
+
+def test_a_fence_behind_a_full_ring_is_its_handle_s_alone(pair: Pair) -> None:
+    """What another handle has in the backlog goes on, and a fence that waits there is not over before its time."""
+    device, other = pair.open(), pair.open()
+    pair.fake.is_holding = True
+    for _ in range(100):
+        other.submit(block.Request(Operation.FLUSH, done=pair.completions.append))
+    assert queue_of(pair).waiting
+    fenced: list[int] = []
+    for number in range(2):
+        device.fence(partial(fenced.append, number))
+    for _ in range(3):
+        pair.turn()
+    assert (pair.completions, fenced) == ([], [])
+    pair.fake.is_holding = False
+    pair.until(lambda: len(fenced) == 2)
+    assert [completion.error for completion in pair.completions] == [None] * 100
+
+
+def test_the_backlog_has_a_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes beyond it never waits: it is told that the server can't be reached."""
+    monkeypatch.setattr(queue, "BACKLOG_LIMIT", 10)
+    device = pair.open()
+    pair.fake.is_holding = True
+    for _ in range(100):
+        device.submit(block.Request(Operation.FLUSH, done=pair.completions.append))
+    assert queue_of(pair).waiting == 10
+    in_ring = queue_of(pair).submission_entries
+    pair.turn()
+    assert [completion.error for completion in pair.completions] == [block.Error.UNREACHABLE] * (90 - in_ring)
 
 
 def test_a_callback_may_collect_and_may_raise(pair: Pair) -> None:
