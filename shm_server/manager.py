@@ -154,7 +154,9 @@ class Manager:
         """Have the stores know what these volumes' layers take, before stat() asks. What was not asked for yet of
         thousands of snapshots are thousands of files, and everybody else would wait."""
         layered = [
-            (self.record(name).files, tuple(layers.values())) for name in wanted if (layers := self.layers.get(name))
+            (record.files, tuple(layers.values()))
+            for name in wanted  # a clone that is being made has layers first
+            if (layers := self.layers.get(name)) and (record := self._records.get(name))
         ]
         if layered:
             await self.on_thread(lambda: [self._stores.footprint_bytes(*each) for each in layered])

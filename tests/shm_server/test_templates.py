@@ -93,6 +93,14 @@ def test_clones_begin_as_it_is_and_keep_it(pool: Pool) -> None:
     assert os.listdir(pool.directory / "volumes") == []
 
 
+def test_who_lists_beside_a_clone_hears_of_all_others(pool: Pool) -> None:
+    """The layers of one that is being made are known a moment before the volume is."""
+    pool.run(pool.snapshots.create("gold", "s"))
+    pool.manager.layers["new"] = dict(pool.manager.layers["gold"])
+    assert [info.name for info in pool.run(pool.manager.look_all())] == ["gold"]
+    del pool.manager.layers["new"]
+
+
 def test_a_clone_takes_no_space(pool: Pool) -> None:
     """Whatever the template has, its clone has nothing of its own to begin with."""
     with pool.volume("gold") as volume:
