@@ -37,6 +37,7 @@ _NAME = re.compile(names.VOLUME_RULE)
 
 SIZE_STEP_BYTES = 4096  # sizes are rounded up to this (Open vStorage rounds up to a cluster)
 MAX_VOLUMES = 4096  # so that a list fits one control message
+LOOKED_AT_ONCE = 16  # of them, before others have their turn
 ACCESSES = ("r", "w", "rw")
 RELEASE_LIMIT_S = 5.0
 ACK_LIMIT_S = 2.0
@@ -147,8 +148,15 @@ class Manager:
         )
 
     async def look_all(self) -> list[VolumeInfo]:
+        """As stat_all(), but others have their turn between some: a thousand volumes are three thousand files."""
         await self._measure(list(self.layers))
-        return self.stat_all()
+        found = []
+        for number, name in enumerate(sorted(self._records), 1):
+            if name in self._records:  # it may have gone meanwhile
+                found.append(self.stat(name))
+            if number % LOOKED_AT_ONCE == 0:
+                await self._runtime.pause
+        return found
 
     async def _measure(self, wanted: Iterable[str]) -> None:
         """Have the stores know what these volumes' layers take, before stat() asks. What was not asked for yet of

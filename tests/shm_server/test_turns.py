@@ -12,6 +12,8 @@ import pytest
 
 from shm_server import server as server_module
 from shm_server.interfaces.front_end import BATCH_BYTES, BATCH_REQUESTS, LARGE_BATCH_REQUESTS, FrontEnd
+from shm_server.manager import LOOKED_AT_ONCE, Manager
+from shm_server.runtime import Job, Runtime
 from shm_server.server import POLL_S, Server, Settings
 
 
@@ -35,6 +37,28 @@ def test_sockets_are_looked_at_under_load(tmp_path: Path, monkeypatch: pytest.Mo
     server._runtime = SimpleNamespace(timeout_s=lambda: 1.0)
     server._turn()
     assert looks == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (55, 1.0)]
+
+
+def test_a_list_of_many_volumes_gives_way(runtime: Runtime) -> None:
+    """What a volume takes is asked of its files: between some of them others have their turn. One may go meanwhile."""
+    asked: list[str] = []
+
+    async def measure(_names: object) -> None: ...
+
+    def stat(name: str) -> str:
+        asked.append(name)
+        return name
+
+    names = [f"volume{number:03}" for number in range(3 * LOOKED_AT_ONCE)]
+    records = dict.fromkeys(names)
+    manager: Any = SimpleNamespace(_measure=measure, _records=records, _runtime=runtime, layers={}, stat=stat)
+    answers: list[Any] = []
+    Job(Manager.look_all(manager), lambda found, _error: answers.append(found)).start()
+    assert asked == names[:LOOKED_AT_ONCE]
+    del records[names[-1]]
+    while not answers:
+        runtime.step()
+    assert answers == [names[:-1]]
 
 
 class Ring:
