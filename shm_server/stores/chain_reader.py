@@ -33,6 +33,7 @@ T = TypeVar("T")
 PAGE_SHIFT = PAGE_BYTES.bit_length() - 1
 PAGE_MASK = PAGE_BYTES - 1
 CHUNK_BYTES_SHIFT = CHUNK_SHIFT + PAGE_SHIFT
+_PAGES = [slice(at, at + PAGE_BYTES) for at in range(0, STEP_BYTES, PAGE_BYTES)]  # of a step
 _is_plain = attrgetter("is_plain")
 _reader = attrgetter("reader")
 data_of = attrgetter("data")
@@ -161,9 +162,8 @@ class ChainReader:
     def _read_open_now(self, owners: array[int], view: memoryview, offset: int) -> bool:
         """Without a line of Python for each page, where every page may have another owner than the one before it.
         False: not so. A file is not open, a page has to be looked at first, or could not be had."""
-        later = owners[1:]
-        changes = list(map(ne, later, owners))
-        layers = list(map(self.stack.__getitem__, (owners[0], *compress(later, changes))))
+        who, pieces, places = _ranges_of(owners, view, offset)
+        layers = list(map(self.stack.__getitem__, who))
         readers = []  # held: without a reference a file may be closed while it is read, and its number be another's
         for layer in layers:
             layer.was_used = True
@@ -175,9 +175,6 @@ class ChainReader:
         are_plain = all(map(_is_plain, readers))
         if not are_plain and not self._verified.has(first, first + len(owners) - 1):
             return False
-        begins = [0, *compress(range(PAGE_BYTES - (offset & PAGE_MASK), len(view), PAGE_BYTES), changes)]
-        pieces = [view[begin:end] for begin, end in zip(begins, (*begins[1:], len(view)), strict=True)]
-        places = map(offset.__add__, begins)
         descriptors = [reader.memory_descriptor for reader in readers]
         try:
             if -1 in descriptors:
@@ -275,6 +272,20 @@ def pages_of(offset: int, length: int) -> tuple[int, int]:
     """First and count of those that a range of bytes touches."""
     first = offset >> PAGE_SHIFT
     return first, (offset + length + PAGE_MASK >> PAGE_SHIFT) - first
+
+
+def _ranges_of(
+    owners: array[int], view: memoryview, offset: int
+) -> tuple[Iterable[int], Sequence[memoryview], Iterable[int]]:
+    """Owner, bytes and place of each run."""
+    length, later = len(view), owners[1:]
+    changes = list(map(ne, later, owners))
+    if 4 * changes.count(True) > 3 * len(changes) and not (offset | length) & PAGE_MASK:
+        # Looking for the few runs of two would take longer than reading them as two.
+        return owners, list(map(view.__getitem__, _PAGES[: len(owners)])), range(offset, offset + length, PAGE_BYTES)
+    begins = [0, *compress(range(PAGE_BYTES - (offset & PAGE_MASK), length, PAGE_BYTES), changes)]
+    pieces = [view[begin:end] for begin, end in zip(begins, (*begins[1:], length), strict=True)]
+    return (owners[0], *compress(later, changes)), pieces, map(offset.__add__, begins)
 
 
 def cut(views: Views, done: int, length: int, total: int) -> Views:
