@@ -31,7 +31,7 @@ from benchmarks import pasts, qemu, report
 from benchmarks.load import Load, Moved, Shape, at_random, fill, in_order
 from benchmarks.qcow2 import Qcow2
 from benchmarks.report import KIB, MIB
-from benchmarks.snapshot_costs import costs
+from benchmarks.snapshot_costs import costs, milliseconds, shown
 from iscsi_ovs import shm_client
 from tests.interop.serving import Serve
 
@@ -151,7 +151,9 @@ def through_shared_memory(serve: Serve, every: Sequence[Past], options: argparse
     with ExitStack() as stack:
         context = stack.enter_context(shm_client.Context(state_dir=serve.state_dir, segment_bytes=128 * MIB))
         volumes = [(past, stack.enter_context(context.open(past.name, os.O_RDWR))) for past in every]
-        settle(context, volumes)
+        settled = settle(context, volumes)
+        print(report.table(["volume", "check", "first read of all", "again"], settled, markdown=options.markdown))
+        print("the check made the checksums, too; what is read first is held against them\n", flush=True)
         for number in range(options.rounds):
             report.say(f"shared-memory client: reads, round {number + 1} of {options.rounds}")
             for point in READS:
@@ -189,16 +191,20 @@ def warm(context: shm_client.Context, volume: shm_client.Volume, shape: Shape, o
         load.close()
 
 
-def settle(context: shm_client.Context, volumes: Sequence[tuple[Past, shm_client.Volume]]) -> None:
+def settle(context: shm_client.Context, volumes: Sequence[tuple[Past, shm_client.Volume]]) -> list[list[str]]:
     """What the server does behind a snapshot is done: all checksums are made, and every page was read, and held against
-    its own, since its volume was opened. Else the first read of each page is measured, and who makes checksums."""
+    its own, since its volume was opened. Else the first read of each page is measured, and who makes checksums. How
+    long that took, and another read of everything."""
+    rows = []
     for past, volume in volumes:
-        if past.snapshots:
-            report.say(f"checking {past.name}, and reading all of it")
-            context.check_volume(past.name)
+        report.say(f"checking {past.name}, and reading all of it")
+        check_ms = milliseconds(context.check_volume, past.name)
         load = Load(context, volume, READ)
-        load.run_once(in_order(volume.size, READ.block_bytes))
+        offsets = in_order(volume.size, READ.block_bytes)
+        first_ms, again_ms = (milliseconds(load.run_once, offsets) for _ in range(2))
         load.close()
+        rows.append([past.title, *map(shown, (check_ms, first_ms, again_ms))])
+    return rows
 
 
 def order_of(shape: Shape, size_bytes: int) -> list[int]:

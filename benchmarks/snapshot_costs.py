@@ -69,37 +69,19 @@ def shown(value: float) -> str:
 
 def by_count(context: shm_client.Context, names: Sequence[str]) -> Table:
     """By how many snapshots a volume has. The server has just been started: nothing is known to it yet."""
-    head = [
-        "volume (map-snapshots)",
-        "first open",
-        "open again",
-        "snapshot",
-        "clone",
-        "check",
-        "first read of all",
-        "again",
+    return ["volume (map-snapshots)", "first open", "open again", "snapshot", "clone"], [
+        [name, *map(shown, of_volume(context, name))] for name in names
     ]
-    return head, [[name, *map(shown, of_volume(context, name))] for name in names]
 
 
-def of_volume(context: shm_client.Context, name: str) -> list[float]:
+def of_volume(context: shm_client.Context, name: str) -> tuple[float, float, float, float]:
     def open_it(_: int = 0) -> None:
         context.open(name).close()
 
     first, again = milliseconds(open_it), median_of(open_it)
     with context.open(name):
         snapshot = median_of(lambda number: context.create_snapshot(name, f"costs-{number}"))
-    clone = clones(context, name, "costs-0")
-    return [first, again, snapshot, clone, milliseconds(context.check_volume, name), *reads(context, name)]
-
-
-def reads(context: shm_client.Context, name: str) -> list[float]:
-    """All of it behind opening it, when every page is held against its checksum; and once more."""
-    with context.open(name) as volume:
-        load = Load(context, volume, Shape("read", MIB, 8))
-        took = [milliseconds(load.run_once, in_order(volume.size, MIB)) for _ in range(2)]
-        load.close()
-    return took
+    return first, again, snapshot, clones(context, name, "costs-0")
 
 
 def clones(context: shm_client.Context, name: str, snapshot: str) -> float:
