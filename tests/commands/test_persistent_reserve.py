@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from iscsi_ovs import scsi
+from iscsi_ovs.commands import registrations
 from tests.commands import sharing
 from tests.commands.bench import code
 from tests.commands.sharing import (
@@ -149,6 +152,14 @@ def test_register_and_ignore_existing_key(cluster: Cluster) -> None:
     assert (cluster.keys(), cluster.generation) == ([0xA2], 2)
     cluster.do("a1", REGISTER_AND_IGNORE, 79, 0)
     assert cluster.keys() == []
+
+
+def test_names_are_compared_in_lower_case(cluster: Cluster) -> None:
+    """An initiator that spells its name otherwise is the same one."""
+    nexus = cluster.nexuses["a1"]
+    shouting = replace(nexus, initiator_name=nexus.initiator_name.upper())
+    assert shouting.initiator_name != nexus.initiator_name
+    assert registrations.Registrant.of(shouting) == registrations.Registrant.of(nexus)
 
 
 def test_register_for_others(cluster: Cluster) -> None:

@@ -44,6 +44,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "beyond Expected Data Transfer Length": {"buffer_offset": 4096},
     "an offset near 2^32": {"buffer_offset": 0xFFFFFE00},
     "an offset that is not next": {"buffer_offset": 512},
+    "a DataSN that is not next": {"length": 4096, "data_sn": 1},
     "F before the end": {"length": 512},
     "the end without F": {"flags": 0, "length": 4096},
     "no data, and F": {"length": 0},
@@ -79,6 +80,16 @@ def test_unsolicited_data_beyond_first_burst_length() -> None:
         peer = it.login(FirstBurstLength="1024")
         it.send(command(peer, write_cdb(0, 8), WRITE, 4096, bytes(512), flags=pdu.WRITE))
         it.send(out(1024, target_transfer_tag=pdu.RESERVED_TAG, buffer_offset=512))
+        sense(*INCORRECT)(it)
+
+
+@pytest.mark.parametrize("wrong", [{"data_sn": 1}, {"buffer_offset": 0}, {"buffer_offset": 1024}], ids=str)
+def test_unsolicited_data_out_of_turn(wrong: dict[str, int]) -> None:
+    """DataSN begins at 0 behind immediate data, and the offset goes on where that ended."""
+    with scene() as it:
+        peer = it.login(FirstBurstLength="4096")
+        it.send(command(peer, write_cdb(0, 8), WRITE, 4096, bytes(512), flags=pdu.WRITE))
+        it.send(out(512, flags=0, target_transfer_tag=pdu.RESERVED_TAG, **{"buffer_offset": 512, **wrong}))
         sense(*INCORRECT)(it)
 
 

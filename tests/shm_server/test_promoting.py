@@ -16,6 +16,7 @@ from shm_server.progress import Progress
 from shm_server.stores import promoting
 from shm_server.stores.changes import Changes
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
+from shm_server.volumes.promotions import Promotions, own_lowest
 from shm_server.volumes.sanitizing import Sanitizing
 from tests.shm_server.checksummed import corrupt
 from tests.shm_server.pool import Pool
@@ -111,6 +112,23 @@ def test_it_is_used_meanwhile(pool: Pool) -> None:
     assert content(pool, "clone@later") == expected
     pool.restart()
     assert content(pool, "clone@later") == expected
+
+
+def test_nothing_is_merged_into_what_is_being_promoted(pool: Pool) -> None:
+    """A merge would write its pages while others are copied there: it comes when that is over."""
+    with pool.volume("clone") as volume:
+        for letter in "st":
+            pool.write(volume, 0, letter.encode() * PAGE)
+            pool.run(pool.snapshots.create("clone", letter))
+        lineage = pool.manager.lineage
+        own = own_lowest(lineage.chain(volume.uuid), volume.uuid)
+        assert own is not None
+        promotions = Promotions(pool.catalog)
+        promotions.begin(volume.uuid, own.number)
+        lineage.remove_snapshot(volume.uuid, "s")
+        assert lineage.mergeable(own.number) is None
+        promotions.end(volume.uuid)
+        assert lineage.mergeable(own.number) is not None
 
 
 def test_its_snapshots_and_clones_are_free_too(pool: Pool) -> None:

@@ -62,6 +62,21 @@ def test_it_is_read_and_never_written(pool: Pool) -> None:
             pool.run(pool.sanitizer.start("gold", Sanitizing("", "block erase", SIZE), lambda _: True))
 
 
+def test_what_a_clone_merges_stops_above_the_template(pool: Pool) -> None:
+    """A layer of its own, sealed, lies right on the template's, which has no name: others stand on that one, too."""
+    pool.run(pool.snapshots.make_template("gold"))
+    for name in ("one", "two"):
+        pool.run(pool.snapshots.clone("gold", "", name))
+    with pool.volume("one") as volume:
+        for letter in "st":
+            pool.write(volume, 0, letter.encode() * PAGE)
+            pool.run(pool.snapshots.create("one", letter))
+    pool.run(pool.snapshots.remove("one", "s"))
+    pool.snapshots.tidy()
+    pool.settle()
+    assert [content(pool, name) for name in ("gold", "two", "one")] == [b"gold" * (PAGE // 4)] * 2 + [b"t" * PAGE]
+
+
 def test_once_is_enough(pool: Pool) -> None:
     """To make a template of a template changes nothing, and is no error (as in Open vStorage)."""
     info = pool.run(pool.snapshots.make_template("gold"))

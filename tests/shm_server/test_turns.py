@@ -1,7 +1,8 @@
-"""What a turn of the loop may take of the others: bytes for one machine, time between two looks at the sockets."""
+"""What a turn of the loop may take of the others: bytes for one machine or client, time until sockets are looked at."""
 
 from __future__ import annotations
 
+import mmap
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from shm_server import dispatch
 from shm_server import server as server_module
+from shm_server.abi import layout
+from shm_server.abi.ring import SubmissionProducer
+from shm_server.dispatch import BATCH_ENTRIES, Attachment, Dispatcher
 from shm_server.interfaces.front_end import BATCH_BYTES, BATCH_REQUESTS, LARGE_BATCH_REQUESTS, FrontEnd
 from shm_server.manager import LOOKED_AT_ONCE, Manager
 from shm_server.runtime import Job, Runtime
@@ -108,3 +113,23 @@ def test_rings_with_little_to_move_are_all_served(machine: Any) -> None:
     for _ in range(3):
         assert machine.serve()
     assert [ring.taken for ring in rings] == [[LARGE_BATCH_REQUESTS, BATCH_REQUESTS, BATCH_REQUESTS]] * 8
+
+
+@pytest.mark.parametrize(("length", "served"), [(512, BATCH_ENTRIES), (1 << 20, dispatch.BATCH_BYTES >> 20)])
+def test_a_client_with_a_full_ring_leaves_turns_to_others(length: int, served: int) -> None:
+    """As many entries, or as many bytes, and then it is somebody else's turn; the rest stands in the ring."""
+    count = 2 * BATCH_ENTRIES
+    rings = mmap.mmap(-1, layout.ring_mapping_bytes(count, count))
+    bell: Any = SimpleNamespace(ring=lambda: None)
+    attachment = Attachment("", rings, mmap.mmap(-1, 1 << 20), -1, (count, count), bell)
+    volume = SimpleNamespace(size_bytes=1 << 30, name="demo")
+    read: Any = SimpleNamespace(epoch=1, volume=volume, reads=0, read_bytes=0, read_now=lambda views, _: len(views[0]))
+    attachment.handles[1] = read
+    client = SubmissionProducer(memoryview(rings), count)
+    for tag in range(count):
+        client.push_run(int(layout.Opcode.READ), 0, 1, 1, 0, length, tag, 0)
+    client.publish()
+    dispatcher = Dispatcher(Runtime())
+    for turn in (1, 2):
+        assert dispatcher.serve(attachment) == count - (turn - 1) * served
+        assert (read.reads, read.read_bytes) == (turn * served, turn * served * length)
