@@ -45,14 +45,15 @@ def complete(file: LayerFile, checks: Checks) -> Iterator[int]:
         total = _page_after(size)
         page = sums.covered if sums.is_there else 0
         since = 0
-        for first, count in _pieces(data, size, page):
+        for group in _groups(_pieces(data, size, page)):
+            count = sum(pages for _, pages in group)
             since += count
             with sums.lock:  # or a merge would write to the data in between
                 if not _is_ours(sums, merges):
                     return  # a merge sees to it, or it begins anew
-                _sum(file, checks, data, first, count)
+                _sum(file, checks, data, group)
                 if since >= CHECKPOINT_PAGES:
-                    sums.cover(first + count)
+                    sums.cover(sum(group[-1]))
                     since = 0
             yield count * PAGE_BYTES
         with sums.lock:
@@ -67,18 +68,22 @@ def _is_ours(sums: SumsFile, merges: int) -> bool:
     return not sums.is_being_merged and not sums.is_gone and sums.merges == merges
 
 
-def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, first: int, count: int) -> None:
+def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, group: Sequence[tuple[int, int]]) -> None:
     """For who has the checksums' lock."""
     sums = checks.sums(file)
-    entries = sums.entries(first, count)
-    if NONE not in entries:
-        return
-    made, was_there = _read(data, first, count)
-    if not was_there:
-        # The kernel's cache is for others: what had to be brought there goes again.
-        os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
-        checks.forget(file.number, first, count + READ_AHEAD_PAGES)
-    sums.put(first, array("I", [old or new for old, new in zip(entries, made, strict=True)]))
+    begin, end = group[0][0], sum(group[-1])
+    entries = sums.entries(begin, end - begin)
+    for first, count in group:
+        here = slice(first - begin, first - begin + count)
+        if NONE not in entries[here]:
+            continue
+        made, was_there = _read(data, first, count)
+        if not was_there:
+            # The kernel's cache is for others: what had to be brought there goes again.
+            os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
+            checks.forget(file.number, first, count + READ_AHEAD_PAGES)
+        entries[here] = array("I", [old or new for old, new in zip(entries[here], made, strict=True)])
+    sums.put(begin, entries)
 
 
 def scrub(file: LayerFile, checks: Checks, found: Findings) -> Iterator[int]:
@@ -145,6 +150,19 @@ def _pieces(data: DescriptorStore, size: int, page: int, sums: SumsFile | None =
             count = min(STEP_PAGES, last - page)
             yield page, count
             page += count
+
+
+def _groups(pieces: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Those that lie within a step's worth of pages together: a layer may be all small ones, each of which would be a
+    call of a thread, and a block of checksums read and written."""
+    group: list[tuple[int, int]] = []
+    for first, count in pieces:
+        if group and first + count - group[0][0] > STEP_PAGES:
+            yield group
+            group = []
+        group.append((first, count))
+    if group:
+        yield group
 
 
 def _read(data: DescriptorStore, first: int, count: int) -> tuple[array[int], bool]:
