@@ -17,8 +17,8 @@ from shm_server.stores.layer import Layer
 from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes.volume import Volume
+from tests.shm_server.checksummed import bad, base, corrupt, forget, read
 from tests.shm_server.pool import Pool
-from tests.shm_server.test_scrubbing import bad, base, corrupt, forget, read
 
 LANES = 2
 SIZE = LANES * LANE_BYTES

@@ -1,6 +1,6 @@
 """Merging layers: nothing is lost where it fails, the last space is others', and I/O goes on beside it.
 
-What becomes of their checksums: test_merged_checksums.py.
+What becomes of their checksums: checksums/test_merged_checksums.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,29 +27,10 @@ from tests.shm_server.checksummed import (
     content,
     corrupt,
     forget,
-    full_volume,
-    on,
     read,
     snapshot,
 )
 from tests.shm_server.pool import Pool
-
-
-@pytest.fixture(params=["disk", "memory"])
-def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    with on(request.param, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def demo_bytes() -> int:
-    return SIZE
-
-
-@pytest.fixture
-def volume(pool: Pool) -> Iterator[Volume]:
-    with full_volume(pool) as opened:
-        yield opened
 
 
 def test_a_bad_page_is_found_at_its_first_reading(pool: Pool, volume: Volume, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from array import array
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,25 +16,8 @@ from shm_server.stores.layered import LayeredStore
 from shm_server.stores.maplog import DATA, Run
 from shm_server.stores.maplog import PAGE_BYTES as PAGE
 from shm_server.volumes.volume import Volume
-from tests.shm_server.checksummed import PAGES, SIZE, bad, base, content, corrupt, full_volume, on, read, snapshot
+from tests.shm_server.checksummed import PAGES, SIZE, bad, base, content, corrupt, read, snapshot
 from tests.shm_server.pool import Pool
-
-
-@pytest.fixture(params=["disk", "memory"])
-def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    with on(request.param, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def demo_bytes() -> int:
-    return SIZE
-
-
-@pytest.fixture
-def volume(pool: Pool) -> Iterator[Volume]:
-    with full_volume(pool) as opened:
-        yield opened
 
 
 def never() -> bool:
