@@ -73,6 +73,7 @@ def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, group: Sequence
     sums = checks.sums(file)
     begin, end = group[0][0], sum(group[-1])
     entries = sums.entries(begin, end - begin)
+    are_new = False
     for first, count in group:
         here = slice(first - begin, first - begin + count)
         if NONE not in entries[here]:
@@ -83,7 +84,9 @@ def _sum(file: LayerFile, checks: Checks, data: DescriptorStore, group: Sequence
             os.posix_fadvise(data.fd, first * PAGE_BYTES, count * PAGE_BYTES, os.POSIX_FADV_DONTNEED)
             checks.forget(file.number, first, count + READ_AHEAD_PAGES)
         entries[here] = array("I", [old or new for old, new in zip(entries[here], made, strict=True)])
-    sums.put(begin, entries)
+        are_new = True
+    if are_new:
+        sums.put(begin, entries)
 
 
 def scrub(file: LayerFile, checks: Checks, found: Findings) -> Iterator[int]:
